@@ -1,0 +1,1 @@
+"""Nets as torch modules, their registry, initialisation, and the reading of published weights."""

@@ -1,0 +1,1 @@
+"""Masks as bytes: one file per format, registered by being in this folder."""

@@ -1,0 +1,1 @@
+"""Bytes to pixels, and pixels to the tiles that a net takes and back."""

@@ -1,0 +1,1 @@
+"""From a picture's bytes to a mask's bytes: queueing, batching, admission. No HTTP, no torch."""

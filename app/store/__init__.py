@@ -1,0 +1,1 @@
+"""Files under a model store: manifests, versions, digests, atomic publishing."""

@@ -1,0 +1,1 @@
+"""Fine-tuning and evaluation of models. Imported by the command line alone."""
