@@ -158,4 +158,13 @@ class Inference:
     labels: NDArray[np.uint8] | None
     probability: NDArray[np.uint8] | None
     finite: NDArray[np.bool_]
-    seconds: float = 0.0
+
+    def item(self, index: int) -> Inference:
+        """The part of one tile, as a batch of one; views, nothing is copied."""
+        part = slice(index, index + 1)
+        return Inference(
+            bits=None if self.bits is None else self.bits[part],
+            labels=None if self.labels is None else self.labels[part],
+            probability=None if self.probability is None else self.probability[part],
+            finite=self.finite[part],
+        )

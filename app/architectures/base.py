@@ -15,8 +15,10 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from typing import Any
 
+import torch
 from torch import nn
 
 from app.errors import EngineError
@@ -30,9 +32,10 @@ class Architecture:
     """One family of nets.
 
     `build(**parameters)` gives an `nn.Module` mapping (N, 3, H, W) float to (N, classes, H, W) raw
-    logits. `choices` lists the values each named parameter may take, default first; `classes` is
-    accepted by all. `stride` and `halo` may depend on the parameters. `encoder` is the name of the
-    torchvision net whose ImageNet weights fit the encoder, or None.
+    logits, where `stride` divides H and W. `choices` lists the values that each named parameter may
+    take, default first; `classes` is accepted by all. `halo_of` gives the halo of completed
+    parameters. `encoder` is the name of the torchvision net whose ImageNet weights fit the net's
+    `encoder`, or None.
     """
 
     name: str
@@ -50,9 +53,10 @@ class Architecture:
         for name, value in parameters.items():
             if name not in full:
                 raise EngineError(
-                    f"architecture `{self.name}` has no parameter `{name}`; known: {', '.join(full)}"
+                    f"architecture `{self.name}` has no parameter `{name}`; "
+                    f"known: {', '.join(full)}"
                 )
-            if name in self.choices and value not in self.choices[name]:
+            if name in self.choices and not _among(value, self.choices[name]):
                 raise EngineError(
                     f"`{name}` of `{self.name}` cannot be {value!r}; "
                     f"known: {', '.join(str(v) for v in self.choices[name])}"
@@ -61,15 +65,56 @@ class Architecture:
         classes = full["classes"]
         if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= 256:
             raise EngineError(f"`classes` must be a whole number from 1 to 256, not {classes!r}")
+        if full.get("align_corners") and full["upsampling"] != "bilinear":
+            raise EngineError(
+                f"`align_corners` of `{self.name}` concerns `bilinear` upsampling, "
+                f"not `{full['upsampling']}`"
+            )
         return full
 
     def build(self, **parameters: Any) -> nn.Module:
         """The net, with torch's own initial weights, in evaluation mode."""
         return self.make(**self.complete(parameters)).eval()
 
+    def layout(self, **parameters: Any) -> dict[str, torch.Tensor]:
+        """Every name of the net's `state_dict` with a tensor on the meta device: shape and dtype.
+
+        Allocates and computes nothing; for checking weights before they are loaded.
+        """
+        with torch.device("meta"):
+            return self.build(**parameters).state_dict()
+
     def halo(self, **parameters: Any) -> Halo:
-        """The receptive-field margin beyond which an output pixel is unaffected."""
+        """The receptive-field margin beyond which an output pixel is unaffected.
+
+        It makes tiling exact where `local` holds; elsewhere it is the same window without the
+        promise.
+        """
         return self.halo_of(self.complete(parameters))
+
+    def local(self, **parameters: Any) -> bool:
+        """Whether tiles with halos give exactly the numbers of the whole picture.
+
+        False for `align_corners`: there the sampling points depend on the size of the whole map.
+        """
+        return not self.complete(parameters).get("align_corners", False)
+
+    def variants(self) -> list[dict[str, Any]]:
+        """Every permitted combination of `choices`, the default first; for tests and lists."""
+        found = []
+        for values in product(*self.choices.values()):
+            parameters = dict(zip(self.choices, values, strict=True))
+            try:
+                self.complete(parameters)
+            except EngineError:
+                continue
+            found.append(parameters)
+        return found
+
+
+def _among(value: Any, known: tuple[Any, ...]) -> bool:
+    # By type as well: 0 == False and 1.0 == 1, yet a manifest that says so is a mistake.
+    return any(type(value) is type(candidate) and value == candidate for candidate in known)
 
 
 def register(architecture: Architecture) -> Architecture:

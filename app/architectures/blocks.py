@@ -20,14 +20,16 @@ class ConvRelu(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.conv(x))
+        result: torch.Tensor = self.activation(self.conv(x))
+        return result
 
 
 class DecoderBlock(nn.Module):
     """Doubles height and width: (N, inputs, H, W) -> (N, outputs, 2H, 2W).
 
-    `transposed-3x3` and `transposed-4x4` convolve and then upsample by a learned kernel of stride 2;
-    `nearest` and `bilinear` upsample first and convolve twice.
+    `transposed-3x3` and `transposed-4x4` convolve and then upsample by a learned kernel of stride
+    2; `nearest` and `bilinear` upsample first and convolve twice. Raises ValueError for another
+    name.
     """
 
     def __init__(
@@ -40,32 +42,43 @@ class DecoderBlock(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        if upsampling == "transposed-3x3":
+        if upsampling in ("transposed-3x3", "transposed-4x4"):
             self.block = nn.Sequential(
                 ConvRelu(inputs, middle),
-                nn.ConvTranspose2d(middle, outputs, 3, stride=2, padding=1, output_padding=1),
+                transposed(middle, outputs, upsampling),
                 nn.ReLU(inplace=True),
-            )
-        elif upsampling == "transposed-4x4":
-            self.block = nn.Sequential(
-                ConvRelu(inputs, middle),
-                nn.ConvTranspose2d(middle, outputs, 4, stride=2, padding=1),
-                nn.ReLU(inplace=True),
-            )
-        elif upsampling == "nearest":
-            self.block = nn.Sequential(
-                nn.Upsample(scale_factor=2, mode="nearest"),
-                ConvRelu(inputs, middle),
-                ConvRelu(middle, outputs),
-            )
-        elif upsampling == "bilinear":
-            self.block = nn.Sequential(
-                nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners),
-                ConvRelu(inputs, middle),
-                ConvRelu(middle, outputs),
             )
         else:
-            raise ValueError(f"unknown upsampling `{upsampling}`; known: {', '.join(UPSAMPLINGS)}")
+            self.block = nn.Sequential(
+                interpolated(upsampling, align_corners=align_corners),
+                ConvRelu(inputs, middle),
+                ConvRelu(middle, outputs),
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.block(x)
+        result: torch.Tensor = self.block(x)
+        return result
+
+
+def transposed(inputs: int, outputs: int, upsampling: str) -> nn.ConvTranspose2d:
+    """Stride-2 transposed convolution (N, inputs, H, W) -> (N, outputs, 2H, 2W).
+
+    A kernel of 3 doubles exactly only with `output_padding` 1, on the right and at the bottom; that
+    makes the nets that use it look further to those two sides. Raises ValueError for another name.
+    """
+    if upsampling == "transposed-2x2":
+        return nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+    if upsampling == "transposed-3x3":
+        return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1)
+    if upsampling == "transposed-4x4":
+        return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+    raise ValueError(f"unknown upsampling `{upsampling}`")
+
+
+def interpolated(upsampling: str, *, align_corners: bool) -> nn.Upsample:
+    """Fixed doubling (N, C, H, W) -> (N, C, 2H, 2W). Raises ValueError for another name."""
+    if upsampling == "nearest":
+        return nn.Upsample(scale_factor=2, mode="nearest")
+    if upsampling == "bilinear":
+        return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners)
+    raise ValueError(f"unknown upsampling `{upsampling}`; known: {', '.join(UPSAMPLINGS)}")

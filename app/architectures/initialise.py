@@ -9,18 +9,20 @@ starts as bilinear interpolation (Long et al., arXiv 1411.4038, section 3.3).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
+from torchvision import models
 
-from app.errors import CheckpointRefused
+from app.architectures.weight_files import read
+from app.errors import CheckpointError, CheckpointRefused
 
 SCHEMES = ("he", "lecun-uniform")
 TRANSPOSED_SCHEMES = ("same", "bilinear")
+TORCHVISION_WEIGHTS = "IMAGENET1K_V1"
 
 
 def initialise(
@@ -62,7 +64,7 @@ def _fan_in(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
     kernel = math.prod(module.kernel_size)
     if isinstance(module, nn.ConvTranspose2d):
         # Of the kernel's taps only 1 in stride^2 meets a given output pixel.
-        return module.in_channels * kernel / math.prod(module.stride)
+        return module.in_channels // module.groups * kernel / math.prod(module.stride)
     return module.in_channels // module.groups * kernel
 
 
@@ -80,11 +82,16 @@ def bilinear_kernel(inputs: int, outputs: int, size: int) -> torch.Tensor:
     """Weights (inputs, outputs, size, size) of a stride-2 transposed convolution that interpolates.
 
     Output channel j shows the mean of the input channels congruent to j, interpolated; with equal
-    channel counts that is bilinear upsampling, channel by channel.
+    channel counts that is bilinear upsampling, channel by channel. A kernel of 4 samples between
+    the pixels (`align_corners=False`); one of 3 keeps every pixel and puts means between them; one
+    of 2 can only repeat each pixel.
     """
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 == 1 else factor - 0.5
     line = 1 - (torch.arange(size, dtype=torch.float32) - centre).abs() / factor
+    for phase in range(2):
+        # Every second tap meets the same output pixel; their sum must be 1 to keep brightness.
+        line[phase::2] /= line[phase::2].sum()
     kernel = torch.outer(line, line)
     weight = torch.zeros(inputs, outputs, size, size)
     for j in range(outputs):
@@ -97,8 +104,10 @@ def load_encoder(net: nn.Module, source: str, *, encoder: str | None) -> str:
     """Fill `net.encoder` and say in a few words with what.
 
     `source` is `none`, `imagenet` (torchvision's IMAGENET1K_V1 weights of `encoder`, downloaded by
-    torchvision and cached) or the path of a safetensors file with torchvision's names (`features.N.*`
-    for VGG). Raises CheckpointRefused where the file is unreadable or does not fit.
+    torchvision, checked against the digest in their name, and cached) or the path of a weights file
+    with torchvision's names (`features.N.*` for VGG, `layer1.*` for ResNet; a classifier is passed
+    over). Half precision is widened. Raises CheckpointError where the file cannot be read or
+    fetched and CheckpointRefused where it does not fit; the net is then untouched.
     """
     if source == "none":
         return "none"
@@ -107,32 +116,54 @@ def load_encoder(net: nn.Module, source: str, *, encoder: str | None) -> str:
             "this architecture has no torchvision encoder; `--encoder` must be `none`"
         )
     if source == "imagenet":
-        from torchvision import models
-
-        weights: Any = models.get_weight(f"{encoder.upper()}_Weights".replace("RESNET", "ResNet") + ".IMAGENET1K_V1")
-        state = weights.get_state_dict(progress=True)
-        words = f"{encoder} ImageNet (torchvision IMAGENET1K_V1)"
+        state = _from_torchvision(encoder)
+        words = f"{encoder} ImageNet (torchvision {TORCHVISION_WEIGHTS})"
     else:
-        path = Path(source)
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as exc:
-            raise CheckpointRefused(f"`{source}` is not a readable safetensors file: {exc}") from exc
-        words = path.stem
+        state = read(source)
+        words = Path(source).stem
     target = net.get_submodule("encoder")
     expected = target.state_dict()
     found = {name.removeprefix("features."): value for name, value in state.items()}
-    missing = [
-        name
-        for name, value in expected.items()
-        if not name.endswith("num_batches_tracked")
-        and (name not in found or found[name].shape != value.shape)
-    ]
-    if missing:
-        raise CheckpointRefused(
-            f"encoder weights `{source}` do not fit a {encoder} encoder: `{missing[0]}` should have "
-            f"shape {tuple(expected[missing[0]].shape)}"
-            + (f", has {tuple(found[missing[0]].shape)}" if missing[0] in found else ", is missing")
-        )
-    target.load_state_dict({name: found[name].float() for name in expected if name in found}, strict=False)
+    chosen = {}
+    for name, value in expected.items():
+        if name.endswith("num_batches_tracked"):
+            # Counts training steps; files from before torch kept it go without.
+            chosen[name] = torch.zeros_like(value)
+            continue
+        problem = _misfit(found.get(name), value)
+        if problem:
+            raise CheckpointRefused(
+                f"encoder weights `{source}` do not fit a {encoder} encoder: `{name}` {problem}"
+            )
+        chosen[name] = found[name].float()
+    target.load_state_dict(chosen)
     return words
+
+
+def _from_torchvision(encoder: str) -> Mapping[str, Any]:
+    try:
+        weights: Any = models.get_model_weights(encoder)[TORCHVISION_WEIGHTS]
+        state: Mapping[str, Any] = weights.get_state_dict(
+            progress=True, check_hash=True, weights_only=True
+        )
+    # No network, a wrong digest (RuntimeError), or a damaged file in the cache (nearly anything).
+    except Exception as exc:
+        raise CheckpointError(
+            f"torchvision's {encoder} weights could not be had: {exc}\n"
+            "hint: give a weights file instead, or `none`"
+        ) from exc
+    return state
+
+
+def _misfit(value: Any, expected: torch.Tensor) -> str | None:
+    """What is wrong with a value for this place, in words that follow its name."""
+    shape = tuple(expected.shape)
+    if value is None:
+        return f"should have shape {shape}, is missing"
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return "is not a tensor of floats"
+    if value.shape != expected.shape:
+        return f"should have shape {shape}, has {tuple(value.shape)}"
+    if not bool(torch.isfinite(value.float()).all()):
+        return "holds NaN or infinity"
+    return None

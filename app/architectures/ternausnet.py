@@ -57,7 +57,8 @@ class TernausNet(nn.Module):
         x = self.center(x)
         for decode in (self.dec5, self.dec4, self.dec3, self.dec2, self.dec1):
             x = decode(torch.cat([x, skips.pop()], dim=1))
-        return self.final(x)
+        logits: torch.Tensor = self.final(x)
+        return logits
 
 
 def _ternausnet11(**parameters: Any) -> nn.Module:
@@ -68,15 +69,28 @@ def _ternausnet16(**parameters: Any) -> nn.Module:
     return TernausNet(layout="D", dec4=FILTERS * 8, **parameters)
 
 
+# Each is the traced need rounded up to the stride. The 3x3 kernel has output_padding 1, so the net
+# looks further right and down than left and up.
+_HALOS_11 = {
+    "transposed-3x3": Halo(top=128, left=128, bottom=160, right=160),
+    "transposed-4x4": Halo(top=160, left=160, bottom=160, right=160),
+    "nearest": Halo(top=128, left=128, bottom=128, right=128),
+    "bilinear": Halo(top=160, left=160, bottom=160, right=160),
+}
+_HALOS_16 = {
+    "transposed-3x3": Halo(top=160, left=160, bottom=192, right=192),
+    "transposed-4x4": Halo(top=192, left=192, bottom=192, right=192),
+    "nearest": Halo(top=160, left=160, bottom=160, right=160),
+    "bilinear": Halo(top=192, left=192, bottom=192, right=192),
+}
+
+
 def _halo11(parameters: Mapping[str, Any]) -> Halo:
-    # The 3x3 kernel has output_padding 1, so the net looks further right and down than left and up.
-    if parameters["upsampling"] == "transposed-3x3":
-        return Halo(top=128, left=128, bottom=160, right=160)
-    return Halo(top=160, left=160, bottom=160, right=160)
+    return _HALOS_11[parameters["upsampling"]]
 
 
 def _halo16(parameters: Mapping[str, Any]) -> Halo:
-    return Halo(top=192, left=192, bottom=192, right=192)
+    return _HALOS_16[parameters["upsampling"]]
 
 
 register(

@@ -4,23 +4,28 @@
 
 `pixels` (N, H, W, 3) uint8 RGB, H and W multiples of the model's stride; `thresholds` (N,) float32.
 Normalisation, net, activation and threshold (strictly greater) or argmax happen on the device; bits
-come back, and one byte per pixel and class where `probability` is asked for. An engine is used by
-one thread at a time. It never decodes, pads, tiles, queues or speaks HTTP.
+come back, and one byte per pixel and class where `probability` is asked for. Results belong to the
+caller: no later call writes into them. `infer` is for one thread at a time; `prepare`, `describe`
+and `close` may come from another meanwhile. An engine never decodes, pads, tiles, queues or speaks
+HTTP.
 
-`infer` raises DeviceOutOfMemory when the device has no memory for this batch (the caller may try a
-smaller one), EngineLost when the device is beyond help (the process should end), and
-InferenceFailed for anything else.
+`infer` and `prepare` raise DeviceOutOfMemory when the device has no memory for this batch (the
+caller may try a smaller one), EngineLost when the device is beyond help (the process should end),
+and InferenceFailed for anything else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import InferenceFailed
 from app.types import Inference, ModelSpec, Pixels
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @runtime_checkable
@@ -54,3 +59,23 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give the device memory back. Idempotent."""
         ...
+
+
+def check_batch(spec: ModelSpec, pixels: Pixels, thresholds: NDArray[np.float32]) -> None:
+    """Raises InferenceFailed that says which shape or type would have been right."""
+    fits = pixels.ndim == 4 and pixels.shape[3] == 3 and min(pixels.shape) > 0
+    if not fits or pixels.dtype != np.uint8:
+        raise InferenceFailed(
+            f"an engine takes pixels (N, H, W, 3) uint8, not {pixels.shape} {pixels.dtype}"
+        )
+    count, height, width, _ = pixels.shape
+    if height % spec.stride or width % spec.stride:
+        raise InferenceFailed(
+            f"tile of {height} x {width}: both sides must be multiples of {spec.stride}, "
+            f"the stride of {spec.label}"
+        )
+    if thresholds.shape != (count,) or thresholds.dtype != np.float32:
+        raise InferenceFailed(
+            f"{count} tiles need thresholds ({count},) float32, "
+            f"not {thresholds.shape} {thresholds.dtype}"
+        )

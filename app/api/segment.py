@@ -1,0 +1,188 @@
+"""`POST /segment`: a plain ASGI endpoint, because a client that leaves must be noticed at every stage."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from app.api.forms import parse_form
+from app.api.limits import read_body, timeout_s
+from app.api.options import Asks
+from app.api.problems import Header, problem, status_of
+from app.errors import BadParameter, ClientGone, EmptyBody, PictureUnsupported, TernausError
+from app.serving.admission import Admission, Permit
+from app.serving.clock import Clock
+from app.serving.metrics import Metrics
+from app.serving.segmenter import Answer, Ask, Segmenter, Timings
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+def request_id_of(headers: dict[bytes, bytes]) -> str:
+    """The client's `X-Request-Id`, if it is short and printable, or a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class SegmentEndpoint:
+    """Takes a picture as raw body or form and answers its mask."""
+
+    route = "/segment"
+
+    def __init__(
+        self,
+        *,
+        segmenter: Segmenter,
+        admission: Admission,
+        metrics: Metrics,
+        clock: Clock,
+        request_timeout_s: float,
+        body_timeout_s: float,
+        overload_status: int,
+        closing: Callable[[], bool],
+    ) -> None:
+        self._segmenter = segmenter
+        self._admission = admission
+        self._metrics = metrics
+        self._clock = clock
+        self._request_timeout = request_timeout_s
+        self._body_timeout = body_timeout_s
+        self._overload_status = overload_status
+        self._closing = closing
+        self._asks = Asks()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = self._clock.now()
+        headers = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        try:
+            answer = await self._answer(scope, headers, receive, arrived)
+        except ClientGone as exc:
+            self._count(exc, arrived)
+            self._metrics.cancelled.labels("request").inc()
+            return
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            self._count(exc, arrived)
+            status, extra, body = problem(
+                exc,
+                request_id=request_id,
+                instance=self.route,
+                overload_status=self._overload_status,
+            )
+            await self._send(send, status, [*extra, (b"x-request-id", request_id.encode())], body)
+            return
+        await self._send(send, 200, self._headers(answer, request_id, arrived), answer.body)
+        self._count(None, arrived)
+
+    async def _answer(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, arrived: float
+    ) -> Answer:
+        deadline = arrived + timeout_s(headers.get(b"x-request-timeout-ms"), self._request_timeout)
+        content_type = headers.get(b"content-type", b"")
+        form = content_type.lower().startswith(b"multipart/form-data")
+        accept = headers.get(b"accept", b"").decode("latin-1")
+        query: bytes = scope.get("query_string", b"")
+        ask = self._asks.read(query, accept)
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise PictureUnsupported("a `Content-Encoding` is not supported; pictures are compressed already")
+        length = _content_length(headers)
+        timings = Timings()
+        with self._admission.admit(deadline=deadline, content_length=length) as permit:
+            data = await read_body(
+                receive,
+                permit,
+                announced=length,
+                deadline=deadline,
+                silence_s=self._body_timeout,
+                clock=self._clock,
+            )
+            if form:
+                parsed = parse_form(data, content_type)
+                data = parsed.file
+                if parsed.fields:
+                    ask = self._asks.read(query, accept, parsed.fields)
+            elif not data:
+                raise EmptyBody("the body is empty; send the bytes of a picture")
+            timings.receive = self._clock.now() - arrived
+            return await self._segment(data, ask, deadline, permit, timings, receive)
+
+    async def _segment(
+        self,
+        data: bytes,
+        ask: Ask,
+        deadline: float,
+        permit: Permit,
+        timings: Timings,
+        receive: Receive,
+    ) -> Answer:
+        """Segment, and stop when the client leaves: Starlette would not notice by itself."""
+        work = asyncio.ensure_future(
+            self._segmenter.segment(data, ask, deadline=deadline, permit=permit, timings=timings)
+        )
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientGone(f"the client left in the stage `{timings.stage}`")
+            return work.result()
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                # The permit may only be given back when the work has really let go of its memory.
+                await asyncio.wait((work,))
+
+    def _headers(self, answer: Answer, request_id: str, arrived: float) -> list[Header]:
+        timings = answer.timings
+        total = self._clock.now() - arrived
+        found = [
+            (b"content-type", answer.encoding.media_type.encode()),
+            (b"x-request-id", request_id.encode()),
+            (b"x-model", f"{answer.mask.model}@{answer.mask.version}".encode()),
+            (b"server-timing", timings.header().encode()),
+            (b"x-queue-time", b"%d" % round(timings.queue * 1000)),
+            (b"x-inference-time", b"%d" % round(timings.infer * 1000)),
+            (b"x-total-time", b"%d" % round(total * 1000)),
+            (b"vary", b"Accept"),
+        ]
+        if answer.orientation != 1:
+            found.append((b"x-orientation-applied", str(answer.orientation).encode()))
+        return found
+
+    async def _send(self, send: Send, status: int, headers: list[Header], body: bytes) -> None:
+        headers.append((b"content-length", b"%d" % len(body)))
+        if self._closing():
+            # A client on a kept-alive connection should find another replica for its next request.
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _count(self, exc: BaseException | None, arrived: float) -> None:
+        code = 200 if exc is None else status_of(exc, overload_status=self._overload_status)
+        reason = "ok" if exc is None else getattr(exc, "code", TernausError.code)
+        self._metrics.requests.labels(self.route, str(code), reason).inc()
+        self._metrics.images.labels(reason).inc()
+        self._metrics.request_seconds.labels(self.route).observe(self._clock.now() - arrived)
+
+
+def _content_length(headers: dict[bytes, bytes]) -> int | None:
+    text = headers.get(b"content-length")
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise BadParameter("`Content-Length` must be a whole number")
+    return int(text)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

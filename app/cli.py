@@ -1,0 +1,175 @@
+"""`ternaus serve | segment | models | train`. Each command imports its wing when it is called."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from app import __version__
+from app.errors import TernausError
+
+app = typer.Typer(
+    name="ternaus",
+    help="Pictures in, masks out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models = typer.Typer(help="List, verify, import and publish models.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="Model store: folder or fsspec URL. [TERNAUS_MODEL_STORE]")
+]
+
+
+def _settings(**overrides: Any) -> Any:
+    from app.settings import Settings
+
+    return Settings.read(**overrides)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Pictures in, masks out."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [TERNAUS_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [TERNAUS_PORT]")] = None,
+    store: StoreOption = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to serve; repeat for more. [TERNAUS_MODELS]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")] = None,
+) -> None:
+    """Serve the models of the store over HTTP. Every other setting is an environment variable."""
+    from app.api.app import create_app
+    from app.api.server import Server, listen
+
+    settings = _settings(
+        host=host, port=port, model_store=store, models=tuple(model) if model else None, device=device
+    )
+    _log(settings.log_level)
+    server: Server | None = None
+
+    def fail(exc: BaseException) -> None:
+        logging.getLogger("ternaus").critical("%s", exc, exc_info=_unless_ours(exc))
+        assert server is not None
+        server.fail(exc)
+
+    shelf, engines = _store(settings), _engines(settings)
+    application = create_app(
+        settings,
+        labels=lambda: settings.models or tuple(shelf.names()),
+        resolve=shelf.resolve,
+        open_engine=engines,
+        on_failure=fail,
+    )
+    server = listen(
+        application,
+        host=settings.host,
+        port=settings.port,
+        grace_s=settings.drain_grace_s,
+        log_level=settings.log_level,
+    )
+    server.run()
+    if server.failure is not None or not server.started:
+        raise typer.Exit(1)
+
+
+@app.command()
+def segment(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")] = Path("masks"),
+    format: Annotated[str, typer.Option(help="Format of the masks.")] = "png",
+    model: Annotated[str | None, typer.Option(help="`name` or `name@version`.")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Instead of the model's own.")] = None,
+    store: StoreOption = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")] = None,
+) -> None:
+    """Segment files the way the server does, with a progress bar."""
+    from app.api.app import rules_of
+    from app.serving.files import segment_files
+
+    settings = _settings(model_store=store, device=device, models=(model,) if model else None)
+    _log("warning" if settings.log_level == "info" else settings.log_level)
+    shelf = _store(settings)
+    failed = segment_files(
+        pictures,
+        out,
+        format=format,
+        threshold=threshold,
+        label=model or settings.default_model or None,
+        labels=settings.models or tuple(shelf.names()),
+        rules=rules_of(settings),
+        resolve=shelf.resolve,
+        open_engine=_engines(settings),
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _store(settings: Any) -> Any:
+    from app.store.store import ModelStore
+
+    return ModelStore(settings.model_store, cache=settings.cache_dir / "store")
+
+
+def _engines(settings: Any) -> Any:
+    """Places a model on the device that the settings name."""
+    from app.engine.choose import EngineOptions, open_engine
+
+    options = EngineOptions(
+        device=settings.device,
+        backend=settings.backend,
+        precision=settings.precision,
+        threads=settings.engine_threads,
+        cache_dir=settings.cache_dir / "engines",
+    )
+    return lambda spec: open_engine(spec, options)
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _unless_ours(exc: BaseException) -> BaseException | None:
+    """A traceback is for defects; our own errors say what is wrong in one sentence."""
+    return None if isinstance(exc, TernausError) else exc
+
+
+def main() -> NoReturn:
+    """Entry point: our own errors become one line and exit code 1 (2 for a wrong setting)."""
+    from app.errors import SettingsError
+
+    try:
+        app(standalone_mode=True)
+    except SettingsError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(2)
+    except TernausError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The CUDA engine: torch in channels_last, pinned copies, a CUDA graph per prepared batch shape.
+
+uint8 pixels go up and packed bits come down; everything between happens on the device, on a stream
+of this engine's own. A shape that was not prepared runs eagerly, and so does a batch whose
+probabilities are asked for.
+
+Sources: https://docs.pytorch.org/docs/stable/notes/cuda.html, sections "CUDA Graphs" (capture on a
+side stream after warm-up, shared pools) and "Use pinned memory buffers".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.engine.base import Precision, check_batch
+from app.engine.core import Core
+from app.engine.recent import Recent
+from app.engine.torch_engine import Launched, TorchEngine
+from app.errors import DeviceOutOfMemory, EngineError, InferenceFailed
+from app.types import ModelSpec, Pixels
+
+# Every graph shares one pool, so a further one costs its buffers and a few MB of kernel nodes.
+GRAPHS = 32
+# Eager runs before a capture: the first chooses cuDNN's algorithms, the rest settle the allocator.
+WARM_RUNS = 3
+Key = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One graph with the memory that it reads and writes, on the device and pinned on the host."""
+
+    graph: torch.cuda.CUDAGraph
+    pixels: torch.Tensor
+    thresholds: torch.Tensor
+    mask: torch.Tensor
+    total: torch.Tensor
+    host_pixels: torch.Tensor
+    host_thresholds: torch.Tensor
+    host_mask: torch.Tensor
+    host_total: torch.Tensor
+
+
+class CudaEngine(TorchEngine):
+    """A model on an NVIDIA device. See `app.engine.base` for the contract."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        precision: Precision,
+        device: str = "cuda:0",
+        batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16),
+    ) -> None:
+        """Load and place. Raises ModelDamaged and EngineError, DeviceOutOfMemory included in it."""
+        try:
+            super().__init__(spec, precision=precision, device=device, batch_sizes=batch_sizes)
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            # Blocking: the thread sleeps instead of spinning, and leaves its core to the decoders.
+            self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+            # What was placed on the default stream must be there before another stream reads it.
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as exc:
+            raise EngineError(f"{spec.label} cannot be placed on {device}: {exc}") from exc
+        self._graphs: Recent[Key, Captured] = Recent(GRAPHS)
+
+    def prepare(self, height: int, width: int, batch: int) -> None:
+        """Choose cuDNN's algorithms for the shape and capture a graph; `infer` waits meanwhile."""
+        key = (batch, height, width)
+        blank = np.zeros((batch, height, width, 3), np.uint8)
+        check_batch(self.spec, blank, np.zeros(batch, np.float32))
+        with self._lock:
+            core = self._usable()
+            if key in self._graphs:
+                return
+            try:
+                with torch.cuda.device(self.device), torch.inference_mode(), _benchmark():
+                    self._graphs.put(key, self._capture(core, blank))
+            except (RuntimeError, MemoryError) as exc:
+                raise self._fault(exc, f"capture of {batch} x {height} x {width}") from exc
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**super().describe(), "backend": "cuda", "shapes": sorted(self._graphs.keys())}
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            self._graphs.clear()
+            if self._lost is None:
+                torch.cuda.empty_cache()
+
+    def _launch(
+        self,
+        core: Core,
+        pixels: Pixels,
+        thresholds: NDArray[np.float32],
+        probability: bool,
+    ) -> Launched:
+        with torch.cuda.device(self.device):
+            captured = None if probability else self._captured(pixels)
+            if captured is not None:
+                return self._replay(captured, pixels, thresholds)
+            return self._eager(core, pixels, thresholds, probability)
+
+    def _captured(self, pixels: Pixels) -> Captured | None:
+        """The graph of this batch, or of the next batch size, whose further rows are then idle."""
+        count, height, width, _ = pixels.shape
+        for size in (count, *[size for size in self.batch_sizes if size > count][:1]):
+            found = self._graphs.get((size, height, width))
+            if found is not None:
+                return found
+        return None
+
+    def _replay(
+        self, captured: Captured, pixels: Pixels, thresholds: NDArray[np.float32]
+    ) -> Launched:
+        count = len(pixels)
+        captured.host_pixels.numpy()[:count] = pixels
+        captured.host_thresholds.numpy()[:count] = thresholds
+        with torch.cuda.stream(self._stream):
+            captured.pixels.copy_(captured.host_pixels, non_blocking=True)
+            captured.thresholds.copy_(captured.host_thresholds, non_blocking=True)
+            captured.graph.replay()
+            captured.host_mask.copy_(captured.mask, non_blocking=True)
+            captured.host_total.copy_(captured.total, non_blocking=True)
+            self._done.record(self._stream)
+        self._done.synchronize()
+        # The pinned buffers are written again by the next replay: what is given back is a copy.
+        mask, total = captured.host_mask.numpy(), captured.host_total.numpy()
+        return mask[:count].copy(), None, total[:count].copy()
+
+    def _eager(
+        self,
+        core: Core,
+        pixels: Pixels,
+        thresholds: NDArray[np.float32],
+        probability: bool,
+    ) -> Launched:
+        staged = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+        staged.numpy()[:] = pixels
+        limits = torch.empty(thresholds.shape, dtype=torch.float32, pin_memory=True)
+        limits.numpy()[:] = thresholds
+        with torch.cuda.stream(self._stream):
+            outputs = core(
+                staged.to(self.device, non_blocking=True),
+                limits.to(self.device, non_blocking=True),
+                probability,
+            )
+            hosts = [_pinned_like(output) for output in outputs]
+            for host, output in zip(hosts, outputs, strict=True):
+                host.copy_(output, non_blocking=True)
+            self._done.record(self._stream)
+        self._done.synchronize()
+        # Copies too: pinned memory is scarce and goes back to torch's pool when this returns.
+        mask, p, total = (host.numpy().copy() for host in hosts)
+        return mask, p if probability else None, total
+
+    def _capture(self, core: Core, blank: Pixels) -> Captured:
+        pixels = torch.zeros(blank.shape, dtype=torch.uint8, device=self.device)
+        thresholds = torch.full((len(blank),), 0.5, device=self.device)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_RUNS):
+                core(pixels, thresholds, False)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: another engine's thread may allocate meanwhile without spoiling the capture.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            mask, _, total = core(pixels, thresholds, False)
+        return Captured(
+            graph=graph,
+            pixels=pixels,
+            thresholds=thresholds,
+            mask=mask,
+            total=total,
+            host_pixels=torch.zeros(blank.shape, dtype=torch.uint8, pin_memory=True),
+            host_thresholds=torch.full((len(blank),), 0.5, pin_memory=True),
+            host_mask=_pinned_like(mask),
+            host_total=_pinned_like(total),
+        )
+
+    def _fault(self, error: BaseException, doing: str) -> InferenceFailed:
+        found = super()._fault(error, doing)
+        if isinstance(found, DeviceOutOfMemory):
+            # Graphs are a luxury: their pool may be what the batch lacked. Hot shapes are prepared
+            # again by whoever asked for them.
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+        return found
+
+    def _alive(self) -> bool:
+        # A sticky error comes back from every call, and first of all from this one.
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return False
+        return True
+
+
+def _pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+
+@contextlib.contextmanager
+def _benchmark() -> Iterator[None]:
+    """cuDNN tries its algorithms on shapes that stay; on passing ones the trial would cost more."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -1,0 +1,57 @@
+"""A model is ready only when its own sample picture gave its own mask on this device."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.agreement import Agreement, Tolerance, compare, planes_of
+from app.engine.base import Engine
+from app.errors import SelfTestFailed
+from app.types import Pixels
+
+# A float32 engine differs from another by rounding alone: only pixels whose probability lies within
+# about 1e-4 of the threshold may turn.
+EXACT = Tolerance(changed=0.0005, iou=0.999)
+# bfloat16 carries 8 bits of mantissa; a wrong channel order, mean, pad or weight costs far more.
+REDUCED = Tolerance(changed=0.005, iou=0.99, spare=5e-4)
+
+
+def self_test(
+    engine: Engine,
+    pixels: Pixels,
+    expected: NDArray[np.uint8] | NDArray[np.bool_],
+    *,
+    top: int = 0,
+    left: int = 0,
+) -> Agreement:
+    """Run the model's sample and compare: at the model's own threshold, batch of one.
+
+    `pixels`: (H, W, 3) uint8, decoded and padded. `expected`: the model's mask, (C, h, w) bool, or
+    for `multiclass` (h, w) uint8 labels; it may be smaller than the tile, then it begins at row
+    `top`, column `left` of it. Raises SelfTestFailed with the numbers, and whatever `infer` raises.
+    """
+    spec = engine.spec
+    thresholds = np.array([spec.threshold], np.float32)
+    result = engine.infer(pixels[None], thresholds)
+    if not result.finite.all():
+        raise SelfTestFailed(f"{spec.label} gave NaN or infinity for its own sample picture")
+    if spec.task == "multiclass":
+        classes = np.arange(spec.channels).reshape(-1, 1, 1)
+        expected = np.asarray(expected)[None] == classes
+    height, width = expected.shape[-2:]
+    found = planes_of(result, spec.channels)[0, :, top : top + height, left : left + width]
+    if found.shape != expected.shape:
+        raise SelfTestFailed(
+            f"the sample mask of {spec.label} has shape {expected.shape}, "
+            f"its sample picture gives {found.shape}"
+        )
+    agreement = compare(found, expected.astype(np.bool_, copy=False))
+    tolerance = EXACT if engine.describe()["precision"] == "float32" else REDUCED
+    if not tolerance.accepts(agreement):
+        raise SelfTestFailed(
+            f"{spec.label} did not give its own mask for its sample picture: "
+            f"{agreement.changed:.3%} of the pixels differ (at most {tolerance.changed:.2%}), "
+            f"intersection over union {agreement.iou:.4f} (at least {tolerance.iou})"
+        )
+    return agreement

@@ -1,0 +1,74 @@
+"""Settings that a machine can find: precision and batch sizes, by trying them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from app.engine.agreement import Agreement, Tolerance, compare, planes_of
+from app.engine.base import Engine
+from app.errors import DeviceOutOfMemory
+from app.types import Pixels
+
+# bfloat16 is taken where at most one pixel in a thousand turns against float32 on the sample.
+SAME_MASK = Tolerance(changed=0.001, iou=0.999)
+# A change of setting must save a tenth; less is noise, and a larger batch makes others wait.
+WORTH = 0.9
+ROUNDS = 3
+SIDE = 256
+
+
+def _seconds(engine: Engine, pixels: Pixels) -> float:
+    thresholds = np.full(len(pixels), engine.spec.threshold, np.float32)
+    began = time.perf_counter()
+    engine.infer(pixels, thresholds)
+    return time.perf_counter() - began
+
+
+def precision_pays(full: Engine, reduced: Engine, sample: Pixels) -> tuple[bool, Agreement, float]:
+    """Whether `reduced` may serve for `full`: it is faster, and the masks of `sample` agree.
+
+    `sample`: (H, W, 3) uint8. Also gives the agreement and the ratio of their times, measured by turns.
+    """
+    thresholds = np.array([full.spec.threshold], np.float32)
+    masks = []
+    finite = True
+    for engine in (full, reduced):
+        engine.prepare(sample.shape[0], sample.shape[1], 1)
+        result = engine.infer(sample[None], thresholds)
+        finite = finite and bool(result.finite.all())
+        masks.append(planes_of(result, full.spec.channels))
+    agreement = compare(masks[1], masks[0])
+    pairs = [(_seconds(full, sample[None]), _seconds(reduced, sample[None])) for _ in range(2)]
+    ratio = min(pair[1] for pair in pairs) / min(pair[0] for pair in pairs)
+    return finite and SAME_MASK.accepts(agreement) and ratio <= WORTH, agreement, ratio
+
+
+def batches_that_pay(
+    engine: Engine,
+    candidates: Sequence[int],
+    *,
+    seconds: Callable[[Engine, Pixels], float] = _seconds,
+) -> tuple[int, ...]:
+    """The sizes of `candidates` (ascending) at which a tile costs less than at the size before.
+
+    Tried on blank tiles of 256 x 256, rounded up to the stride; stops at the first that does not.
+    """
+    side = -(-SIDE // engine.spec.stride) * engine.spec.stride
+    kept = [candidates[0]]
+    for size in candidates[1:]:
+        try:
+            for count in (kept[-1], size):
+                engine.prepare(side, side, count)
+            costs: list[tuple[float, float]] = []
+            for _ in range(ROUNDS):
+                few, many = (np.zeros((n, side, side, 3), np.uint8) for n in (kept[-1], size))
+                costs.append((seconds(engine, few) / len(few), seconds(engine, many) / len(many)))
+        except DeviceOutOfMemory:
+            break
+        if min(cost[1] for cost in costs) > WORTH * min(cost[0] for cost in costs):
+            break
+        kept.append(size)
+    return tuple(kept)

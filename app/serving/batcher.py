@@ -1,0 +1,376 @@
+"""The batcher: between many requests and one device. It keeps nine laws, each with a test.
+
+1. A failing item fails alone: a batch that raises is halved until the culprit is alone.
+2. A cancelled item never touches a neighbour: an item owns its way back, there is no side table.
+3. The device thread cannot die silently: it catches per batch, tells every waiter, and is watched.
+4. Work that nobody waits for is dropped before the device sees it.
+5. Everything is bounded: the door (admission) refuses; nothing here grows without it.
+6. No sleeping: threads wait on a condition; the clock is an argument.
+7. Waiting counts from the first item; a full batch goes at once; an idle device takes what is there.
+8. One batch is prepared while one computes; never two.
+9. Every wait has an end: deadlines hold in the queue too; closing finishes what was taken.
+
+Two threads: the stager forms and stacks batches, the device thread runs them. Neither knows asyncio.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from app.errors import (
+    DeadlineExceeded,
+    DeviceOutOfMemory,
+    EngineLost,
+    InferenceFailed,
+    NotReady,
+    TernausError,
+)
+from app.serving.clock import Clock
+from app.serving.costs import Costs
+from app.serving.lanes import Item, Lane, Lanes, Outcome, stack
+from app.types import Inference, Pixels
+
+log = logging.getLogger("ternaus.batcher")
+
+# A lane whose batch did not fit the device's memory launches half as many for this long.
+_MEMORY_CAUTION_S = 60.0
+
+State = Literal["ok", "idle", "stalled", "lost"]
+
+
+class Observer(Protocol):
+    """What the batcher tells the metrics. Called from its threads; must be quick and never raise."""
+
+    def batch(self, lane: Lane, *, items: int, largest: int, seconds: float, trigger: str) -> None: ...
+    def retried(self, cause: str) -> None: ...
+    def dropped(self, stage: str, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Staged:
+    """A batch that is stacked and waits for the device."""
+
+    items: list[Item]
+    pixels: Pixels
+    thresholds: np.ndarray[tuple[int], np.dtype[np.float32]]
+    trigger: str
+
+
+class Batcher:
+    """Feeds one device with batches of waiting tiles."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        observer: Observer,
+        max_batch: int,
+        max_batch_pixels: int,
+        max_hold_s: float,
+        stall_after_s: float,
+        on_lost: Callable[[BaseException], None] = lambda exc: None,
+    ) -> None:
+        self._clock = clock
+        self._observer = observer
+        self._stall_after = stall_after_s
+        self._on_lost = on_lost
+        self._lanes = Lanes(
+            costs=Costs(),
+            max_batch=max_batch,
+            max_batch_pixels=max_batch_pixels,
+            max_hold_s=max_hold_s,
+        )
+        self._changed = threading.Condition()
+        self._device = threading.Lock()
+        self._staged: _Staged | None = None
+        self._running: list[Item] = []
+        self._running_since = 0.0
+        self._last_finish = clock.now()
+        self._busy_s = 0.0
+        self._staging = False
+        self._lost: BaseException | None = None
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._guard, args=(self._stage_loop,), name="ternaus-stager", daemon=True),
+            threading.Thread(target=self._guard, args=(self._device_loop,), name="ternaus-device", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, item: Item) -> None:
+        """Queue a tile; `item.deliver` will be called exactly once unless its flow is gone.
+
+        Raises NotReady when the device is lost or the batcher closed.
+        """
+        with self._changed:
+            if self._lost is not None or self._closing:
+                raise NotReady("the engine is gone") from self._lost
+            self._lanes.put(item, self._clock.now())
+            self._changed.notify_all()
+
+    def expect(self, lane: Lane, count: int) -> None:
+        """Tell that `count` tiles of this lane are (or, negative, are no longer) on their way."""
+        with self._changed:
+            self._lanes.expect(lane, count)
+            self._changed.notify_all()
+
+    def estimated_wait_s(self, lane: Lane | None = None, items: int = 0) -> float:
+        """Predicted seconds until new work (of `items` tiles of `lane`) would be done."""
+        with self._changed:
+            now = self._clock.now()
+            wait = self._lanes.backlog_s(now)
+            for batch in (self._staged.items if self._staged else [], self._running):
+                if batch:
+                    wait += self._lanes.predict_s(batch[0].lane, len(batch), now)
+            if self._running:
+                ran = now - self._running_since
+                wait -= min(ran, self._lanes.predict_s(self._running[0].lane, len(self._running), now))
+            return wait + (self._lanes.predict_s(lane, items, now) if lane is not None else 0.0)
+
+    def state(self) -> State:
+        """What was observed: progress, nothing to do, no progress, or a device beyond help."""
+        with self._changed:
+            if self._lost is not None:
+                return "lost"
+            if not all(thread.is_alive() for thread in self._threads) and not self._closing:
+                return "lost"
+            arrivals = [item.arrived for item in self._running]
+            if self._staged:
+                arrivals += [item.arrived for item in self._staged.items]
+            oldest = self._lanes.oldest()
+            if oldest is not None:
+                arrivals.append(oldest)
+            if not arrivals:
+                return "idle"
+            since = max(self._last_finish, min(arrivals))
+            return "stalled" if self._clock.now() - since > self._stall_after else "ok"
+
+    def exclusively(self, work: Callable[..., None], *arguments: object) -> None:
+        """Run `work`, which uses an engine, while no batch does. Blocks the calling thread."""
+        with self._device:
+            work(*arguments)
+
+    def idle_for_s(self) -> float:
+        """Seconds since the device last finished something; 0 while work waits."""
+        with self._changed:
+            if self._running or self._staged or self._lanes.waiting:
+                return 0.0
+            return self._clock.now() - self._last_finish
+
+    def figures(self) -> dict[str, float]:
+        """Gauges: tiles, pixels and seconds that wait, age of the oldest, device seconds so far."""
+        wait = self.estimated_wait_s()
+        with self._changed:
+            oldest = self._lanes.oldest()
+            now = self._clock.now()
+            running = now - self._running_since if self._running else 0.0
+            return {
+                "tiles": self._lanes.waiting + (len(self._staged.items) if self._staged else 0),
+                "pixels": self._lanes.waiting_pixels,
+                "oldest_age_seconds": 0.0 if oldest is None else now - oldest,
+                "estimated_wait_seconds": wait,
+                "busy_seconds": self._busy_s + running,
+            }
+
+    def close(self, timeout_s: float | None = 10.0) -> None:
+        """Finish what was taken, then stop the threads. Idempotent."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(timeout_s)
+
+    # The stager: forms a batch when the device is idle, or a full one while it computes.
+
+    def _stage_loop(self) -> None:
+        while True:
+            with self._changed:
+                taken = None
+                while taken is None:
+                    if self._lost is not None or (self._closing and not self._lanes.waiting):
+                        self._changed.notify_all()
+                        return
+                    if self._staged is not None:
+                        self._clock.wait(self._changed, None)
+                        continue
+                    taken = self._lanes.take(self._clock.now(), idle=not self._running)
+                    if not (taken.batch or taken.expired or taken.dropped):
+                        until, taken = taken.ask_again, None
+                        self._clock.wait(self._changed, until)
+                self._staging = bool(taken.batch)
+            for item in taken.dropped:
+                self._observer.dropped("queue", "client_gone")
+            for item in taken.expired:
+                self._expire(item)
+            if taken.batch:
+                self._hand_over(taken.batch, taken.trigger)
+
+    def _hand_over(self, items: list[Item], trigger: str) -> None:
+        """Stack outside the lock, then put the batch where the device thread finds it."""
+        try:
+            pixels, thresholds = stack(items)
+        except BaseException as exc:  # MemoryError: these items fail, the thread lives on
+            with self._changed:
+                self._staging = False
+            self._fail(items, exc)
+            return
+        with self._changed:
+            self._staging = False
+            self._staged = _Staged(items, pixels, thresholds, trigger)
+            self._changed.notify_all()
+
+    # The device thread: one batch at a time, whatever happens in it.
+
+    def _device_loop(self) -> None:
+        while True:
+            with self._changed:
+                while self._staged is None:
+                    if self._lost is not None or (
+                        self._closing and not self._lanes.waiting and not self._staging
+                    ):
+                        return
+                    self._clock.wait(self._changed, None)
+                staged, self._staged = self._staged, None
+                self._running, self._running_since = staged.items, self._clock.now()
+                self._changed.notify_all()
+            try:
+                self._launch(staged)
+            except BaseException as exc:  # our own defect: no waiter may be left hanging
+                self._lose(exc, staged.items)
+                raise
+            finally:
+                with self._changed:
+                    self._busy_s += self._clock.now() - self._running_since
+                    self._running = []
+                    self._last_finish = self._clock.now()
+                    self._changed.notify_all()
+
+    def _launch(self, staged: _Staged) -> None:
+        now = self._clock.now()
+        keep = []
+        for index, item in enumerate(staged.items):
+            if item.flow.gone:
+                self._observer.dropped("staged", "client_gone")
+            elif now >= item.flow.deadline:
+                self._expire(item)
+            else:
+                item.launched = now
+                keep.append(index)
+        if not keep:
+            return
+        pixels, thresholds = staged.pixels, staged.thresholds
+        if len(keep) < len(staged.items):
+            pixels, thresholds = pixels[keep], thresholds[keep]
+        self._run([staged.items[i] for i in keep], pixels, thresholds, staged.trigger)
+
+    def _run(
+        self,
+        items: list[Item],
+        pixels: Pixels,
+        thresholds: np.ndarray[tuple[int], np.dtype[np.float32]],
+        trigger: str,
+    ) -> None:
+        """Run a batch; on failure run its halves, down to single items. Never raises."""
+        lane = items[0].lane
+        begun = self._clock.now()
+        try:
+            with self._device:
+                result = lane.engine.infer(
+                    pixels, thresholds, probability=any(item.probability for item in items)
+                )
+        except EngineLost as exc:
+            self._lose(exc, items)
+            return
+        except BaseException as exc:  # whatever an engine raises must not end the device thread
+            memory = isinstance(exc, DeviceOutOfMemory | MemoryError)
+            if len(items) == 1:
+                self._fail(items, exc)
+                return
+            self._observer.retried("oom" if memory else "poison")
+            log.warning("batch of %d tiles %s failed, isolating: %r", len(items), lane.words, exc)
+            if memory:
+                with self._changed:
+                    self._lanes.lower(lane, len(items) // 2, self._clock.now() + _MEMORY_CAUTION_S)
+            part = 1 if len(items) <= 4 and not memory else (len(items) + 1) // 2
+            for at in range(0, len(items), part):
+                if self._lost is not None:
+                    self._fail(items[at:], NotReady("the engine is gone"))
+                    return
+                end = at + part
+                self._run(items[at:end], pixels[at:end], thresholds[at:end], "retry")
+            return
+        seconds = self._clock.now() - begun
+        with self._changed:
+            self._lanes.costs.observe(lane, items=len(items), pixels=lane.pixels, seconds=seconds)
+            largest = self._lanes.largest(lane, begun)
+        self._observer.batch(lane, items=len(items), largest=largest, seconds=seconds, trigger=trigger)
+        for index, item in enumerate(items):
+            self._deliver(item, _outcome(result, index))
+
+    def _deliver(self, item: Item, outcome: Outcome) -> None:
+        if item.delivered:
+            return
+        item.delivered = True
+        if item.flow.gone:
+            self._observer.dropped("computed", "client_gone")
+            return
+        try:
+            item.deliver(item, outcome)
+        except Exception:  # a waiter that vanished (a closed event loop) must not hurt its neighbours
+            log.exception("an outcome could not be delivered")
+
+    def _expire(self, item: Item) -> None:
+        self._observer.dropped("queue", "deadline")
+        self._deliver(item, DeadlineExceeded("the deadline passed in the queue", stage="queue"))
+
+    def _fail(self, items: list[Item], exc: BaseException) -> None:
+        if not isinstance(exc, TernausError):
+            log.error("inference failed", exc_info=exc)
+            wrapped: TernausError = (
+                DeviceOutOfMemory("no memory for this picture")
+                if isinstance(exc, MemoryError)
+                else InferenceFailed("inference failed for this picture")
+            )
+            wrapped.__cause__ = exc
+            exc = wrapped
+        for item in items:
+            self._deliver(item, exc)
+
+    def _lose(self, exc: BaseException, items: list[Item]) -> None:
+        """The device is beyond help: tell everybody, take nothing more."""
+        with self._changed:
+            first = self._lost is None
+            self._lost = exc
+            waiting = self._lanes.drain()
+            if self._staged is not None:
+                waiting += self._staged.items
+                self._staged = None
+            self._changed.notify_all()
+        log.critical("the engine is lost: %r", exc)
+        self._fail([*items, *waiting], NotReady("the engine was lost"))
+        if first:
+            self._on_lost(exc)
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        """If a loop itself breaks, that is a lost engine, never silence."""
+        try:
+            loop()
+        except BaseException as exc:
+            log.critical("a batcher thread broke", exc_info=exc)
+            self._lose(exc, self._running)
+
+
+def _outcome(result: Inference, index: int) -> Outcome:
+    if not result.finite[index]:
+        return InferenceFailed("the net gave values that are not finite for this picture")
+    return result.item(index)

@@ -1,0 +1,58 @@
+"""What a batch costs, learnt from the last launches of its lane.
+
+Per lane the run time is taken as T(n) = a n + b, fitted by least squares to the last 50 launches. A
+lane that never ran is judged by its pixels and the rate of the others. The model orders, admits and
+computes Retry-After; it never cancels admitted work.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+
+_WINDOW = 50
+
+
+class Costs:
+    """Predicted seconds of a launch."""
+
+    def __init__(self) -> None:
+        self._launches: dict[Hashable, deque[tuple[int, float]]] = {}
+        self._fits: dict[Hashable, tuple[float, float]] = {}
+        self._seconds_per_pixel = 0.0
+
+    def observe(self, lane: Hashable, *, items: int, pixels: int, seconds: float) -> None:
+        """A launch of `items` tiles of `pixels` each took `seconds`."""
+        launches = self._launches.setdefault(lane, deque(maxlen=_WINDOW))
+        launches.append((items, seconds))
+        self._fits[lane] = _fit(launches)
+        rate = seconds / (items * pixels)
+        known = self._seconds_per_pixel
+        self._seconds_per_pixel = rate if known == 0.0 else known + 0.2 * (rate - known)
+
+    def predict(self, lane: Hashable, *, items: int, pixels: int, largest: int) -> float:
+        """Seconds for `items` tiles launched in batches of at most `largest`; 0.0 if nothing ran yet."""
+        if items <= 0:
+            return 0.0
+        fit = self._fits.get(lane)
+        if fit is None:
+            return self._seconds_per_pixel * pixels * items
+        per_item, per_launch = fit
+        return per_item * items + per_launch * -(-items // largest)
+
+
+def _fit(launches: deque[tuple[int, float]]) -> tuple[float, float]:
+    """Least squares (a, b), both kept at or above zero."""
+    count = len(launches)
+    mean_n = sum(n for n, _ in launches) / count
+    mean_t = sum(t for _, t in launches) / count
+    spread = sum((n - mean_n) ** 2 for n, _ in launches)
+    if spread == 0.0:
+        return mean_t / mean_n, 0.0
+    a = sum((n - mean_n) * (t - mean_t) for n, t in launches) / spread
+    b = mean_t - a * mean_n
+    if a <= 0.0:
+        return 0.0, mean_t
+    if b <= 0.0:
+        return mean_t / mean_n, 0.0
+    return a, b

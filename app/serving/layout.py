@@ -1,0 +1,135 @@
+"""How one picture lies on the device: its margins, its tiles, and the sheet its mask grows on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from app.imaging import tiling
+from app.imaging.fit import Fit, margins
+from app.imaging.tiling import TilePlan, TileSpec, plan_tiles
+from app.types import Inference, Mask, ModelSpec, Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """A picture up to `whole_pixels` padded pixels is one tile; larger ones are cut into tiles of at
+    most `side` squared pixels."""
+
+    whole_pixels: int
+    side: int
+
+    def plan(self, height: int, width: int, spec: ModelSpec) -> tuple[Fit, TilePlan]:
+        """Margins and tiles of a picture of this size."""
+        fitting = margins(height, width, spec.stride)
+        rows, columns = fitting.padded(height, width)
+        return fitting, plan_tiles(
+            rows,
+            columns,
+            stride=spec.stride,
+            halo=spec.halo,
+            whole_pixels=self.whole_pixels,
+            tile=self.side,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A picture with its plan."""
+
+    pixels: Pixels
+    spec: ModelSpec
+    tiling: Tiling
+    fitting: Fit
+    plan: TilePlan
+
+    @classmethod
+    def of(cls, pixels: Pixels, spec: ModelSpec, tiling: Tiling) -> Layout:
+        """The layout of decoded pixels, (H, W, 3) uint8."""
+        fitting, plan = tiling.plan(pixels.shape[0], pixels.shape[1], spec)
+        return cls(pixels, spec, tiling, fitting, plan)
+
+    @property
+    def tiles(self) -> tuple[TileSpec, ...]:
+        return self.plan.tiles
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of every tile."""
+        return self.plan.shape
+
+    def cut(self, tile: TileSpec) -> Pixels:
+        """The pixels of a tile; a view where it lies inside the picture."""
+        return tiling.cut(self.pixels, self.fitting, tile)
+
+    def smaller(self) -> Layout | None:
+        """The same picture in tiles of about half the pixels; None where that is not possible.
+
+        For a device without memory for the present ones. The mask stays the same: tiling is exact.
+        """
+        height, width = self.shape
+        half = replace(
+            self.tiling,
+            whole_pixels=height * width // 2,
+            side=int((height * width // 2) ** 0.5),
+        )
+        layout = Layout.of(self.pixels, self.spec, half)
+        return layout if layout.shape[0] * layout.shape[1] < height * width else None
+
+    def sheet(self, *, probability: bool) -> Sheet:
+        """An empty sheet for the results of the tiles."""
+        return Sheet(self, probability=probability)
+
+
+class Sheet:
+    """Results of the tiles of one layout, and the mask that they make."""
+
+    def __init__(self, layout: Layout, *, probability: bool) -> None:
+        self._layout = layout
+        spec = layout.spec
+        self._mask = tiling.Canvas(
+            layout.plan,
+            channels=spec.channels,
+            kind="labels" if spec.task == "multiclass" else "bits",
+        )
+        self._probability = (
+            tiling.Canvas(layout.plan, channels=spec.channels, kind="probability")
+            if probability
+            else None
+        )
+
+    def place(self, tile: TileSpec, result: Inference) -> None:
+        """Take the core of a tile out of an inference of one."""
+        plane = result.labels if self._layout.spec.task == "multiclass" else result.bits
+        assert plane is not None
+        self._mask.place(tile, plane[0])
+        if self._probability is not None:
+            assert result.probability is not None
+            self._probability.place(tile, result.probability[0])
+
+    def mask(self, threshold: float | None) -> Mask:
+        """The mask at the picture's own size, once every tile is placed."""
+        layout, spec = self._layout, self._layout.spec
+        height, width = layout.pixels.shape[:2]
+
+        def back(canvas: tiling.Canvas | None) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+            if canvas is None:
+                return None
+            return canvas.crop(layout.fitting, height=height, width=width)
+
+        plane = back(self._mask)
+        exclusive = spec.task == "multiclass"
+        return Mask(
+            height=height,
+            width=width,
+            task=spec.task,
+            classes=spec.classes,
+            bits=None if exclusive else plane,
+            labels=plane if exclusive else None,
+            probability=back(self._probability),
+            model=spec.name,
+            version=spec.version,
+            threshold=None if exclusive else threshold,
+        )

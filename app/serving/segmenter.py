@@ -1,0 +1,303 @@
+"""The journey of a picture: bytes in, the bytes of its mask out. Every way in meets it here.
+
+decode [host threads] -> fit and tiles -> the batcher's queue -> the device -> tiles put together ->
+the picture's own size -> encode [host threads]. Down once, up once; a deadline holds at every stage,
+and when nobody waits any more the work is dropped wherever it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from app.encodings import base as encodings
+from app.encodings.base import Encoding
+from app.errors import BadParameter, DeadlineExceeded, DeviceOutOfMemory, Overloaded
+from app.imaging.bounds import DecodeLimits
+from app.imaging.decode import decode
+from app.imaging.header import Header
+from app.imaging.probe import probe
+from app.imaging.tiling import TileSpec
+from app.serving.admission import Permit
+from app.serving.batcher import Batcher
+from app.serving.catalog import Catalog, OpenModel
+from app.serving.clock import Clock
+from app.serving.lanes import Flow, Item, Lane, Outcome
+from app.serving.layout import Layout, Sheet, Tiling
+from app.serving.metrics import Metrics
+from app.types import Inference, Mask, Picture
+
+# A shape that was asked for this often is worth preparing (compiling, capturing) in the background.
+_HOT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request wants. `threshold` None: the model's own. `frame`: of an animation or a document."""
+
+    model: str | None = None
+    format: str = "png"
+    threshold: float | None = None
+    frame: int | None = None
+    background: tuple[int, int, int] | None = None
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds of one request, by stage."""
+
+    receive: float = 0.0
+    decode: float = 0.0
+    queue: float = 0.0
+    infer: float = 0.0
+    encode: float = 0.0
+    stage: str = "receive"
+
+    def header(self) -> str:
+        """As a `Server-Timing` value: milliseconds."""
+        return ", ".join(
+            f"{name};dur={getattr(self, name) * 1000:.2f}"
+            for name in ("receive", "decode", "queue", "infer", "encode")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The bytes of a mask and what there is to say about them."""
+
+    body: bytes
+    encoding: Encoding
+    mask: Mask
+    orientation: int
+    timings: Timings
+
+
+@dataclass(slots=True)
+class _Progress:
+    """When the first tile of a request reached the device."""
+
+    submitted: float = 0.0
+    launched: float | None = None
+    device_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Segmenter:
+    """Takes pictures through. One per process; lives on one event loop."""
+
+    catalog: Catalog
+    batcher: Batcher
+    metrics: Metrics
+    clock: Clock
+    host: Executor
+    limits: DecodeLimits
+    tiling: Tiling
+    tiles_in_flight: int
+    _heat: dict[Lane, int] = field(default_factory=dict)
+    _preparing: set[asyncio.Future[None]] = field(default_factory=set)
+
+    async def segment(
+        self, data: bytes, ask: Ask, *, deadline: float, permit: Permit, timings: Timings
+    ) -> Answer:
+        """The mask of the picture `data` in the format that is asked for.
+
+        `deadline` is a moment of the clock. Raises the errors of decoding, ModelNotFound,
+        BadParameter, Overloaded, DeadlineExceeded and InferenceFailed. Cancelling the task drops
+        the work.
+        """
+        try:
+            left = None if deadline == float("inf") else max(0.0, deadline - self.clock.now())
+            async with asyncio.timeout(left):
+                return await self._segment(data, ask, deadline, permit, timings)
+        except TimeoutError:
+            self.metrics.late.labels(timings.stage).inc()
+            raise DeadlineExceeded(
+                f"the time of this request ran out in the stage `{timings.stage}`",
+                stage=timings.stage,
+            ) from None
+
+    async def _segment(
+        self, data: bytes, ask: Ask, deadline: float, permit: Permit, timings: Timings
+    ) -> Answer:
+        encoding = encodings.get(ask.format)
+        model = self.catalog.get(ask.model)
+        self._check(ask, encoding, model)
+        header = probe(data)
+        self.limits.check(header)
+        permit.add_pixels(header.pixels)
+        with self._expected(header, model):
+            begun = self.clock.now()
+            timings.stage = "decode"
+            picture, layout = await self._in_host(self._open, data, ask, model)
+            timings.decode = self.clock.now() - begun
+        self._refuse_if_late(layout, model, deadline)
+        timings.stage = "queue"
+        mask = await self._infer(layout, model, ask, encoding, deadline, permit, timings)
+        timings.stage = "encode"
+        begun = self.clock.now()
+        body = await self._in_host(encoding.encode, mask)
+        timings.encode = self.clock.now() - begun
+        self._count(picture, layout, timings)
+        return Answer(body, encoding, mask, picture.orientation, timings)
+
+    @staticmethod
+    def _check(ask: Ask, encoding: Encoding, model: OpenModel) -> None:
+        """Options that do not go together are refused before the picture is touched."""
+        task = model.spec.task
+        encoding.require(task, classes=model.spec.channels)
+        if ask.threshold is not None and task == "multiclass":
+            raise BadParameter(
+                f"`threshold` means nothing to `{model.spec.label}`: its classes exclude each other"
+            )
+
+    def _open(self, data: bytes, ask: Ask, model: OpenModel) -> tuple[Picture, Layout]:
+        picture = decode(data, limits=self.limits, frame=ask.frame, background=ask.background)
+        return picture, Layout.of(picture.pixels, model.spec, self.tiling)
+
+    @contextlib.contextmanager
+    def _expected(self, header: Header, model: OpenModel) -> Iterator[None]:
+        """Tell the batcher that a tile of this shape is on its way, while it is being decoded."""
+        width, height = header.seen_size
+        _, plan = self.tiling.plan(height, width, model.spec)
+        lane = Lane(model.engine, *plan.shape)
+        self.batcher.expect(lane, 1)
+        try:
+            yield
+        finally:
+            self.batcher.expect(lane, -1)
+
+    def _refuse_if_late(self, layout: Layout, model: OpenModel, deadline: float) -> None:
+        """Now that the size is known: work that cannot be done in time is not begun."""
+        lane = Lane(model.engine, *layout.shape)
+        wait = self.batcher.estimated_wait_s(lane, len(layout.tiles))
+        left = deadline - self.clock.now()
+        if wait > left:
+            self.metrics.rejected.labels("overloaded").inc()
+            raise Overloaded(
+                f"estimated wait {wait * 1000:.0f} ms exceeds the time left, {left * 1000:.0f} ms",
+                retry_after_s=max(1.0, wait - left),
+            )
+
+    async def _infer(
+        self,
+        layout: Layout,
+        model: OpenModel,
+        ask: Ask,
+        encoding: Encoding,
+        deadline: float,
+        permit: Permit,
+        timings: Timings,
+    ) -> Mask:
+        threshold = model.spec.threshold if ask.threshold is None else ask.threshold
+        progress = _Progress(self.clock.now())
+        while True:
+            try:
+                sheet = await self._tiles(
+                    layout, model, threshold, encoding.needs_probability, deadline, permit, progress
+                )
+                break
+            except DeviceOutOfMemory:
+                # A tile that does not fit alone is computed in smaller ones: same mask, less memory.
+                smaller = layout.smaller()
+                if smaller is None:
+                    raise
+                layout = smaller
+        done = self.clock.now()
+        launched = progress.launched if progress.launched is not None else done
+        timings.queue = launched - progress.submitted
+        timings.infer = done - launched
+        permit.release_device(progress.device_s)
+        self._warm(Lane(model.engine, *layout.shape))
+        shown = None if model.spec.task == "multiclass" else threshold
+        return await self._in_host(sheet.mask, shown) if len(layout.tiles) > 1 else sheet.mask(shown)
+
+    async def _tiles(
+        self,
+        layout: Layout,
+        model: OpenModel,
+        threshold: float,
+        probability: bool,
+        deadline: float,
+        permit: Permit,
+        progress: _Progress,
+    ) -> Sheet:
+        """Every tile through the batcher, a few at a time, and back onto one sheet."""
+        loop = asyncio.get_running_loop()
+        lane = Lane(model.engine, *layout.shape)
+        sheet = layout.sheet(probability=probability)
+        flow = Flow(deadline=deadline)
+        waiting: dict[asyncio.Future[Inference], TileSpec] = {}
+
+        def submit(tile: TileSpec) -> None:
+            future: asyncio.Future[Inference] = loop.create_future()
+
+            def deliver(item: Item, outcome: Outcome) -> None:
+                loop.call_soon_threadsafe(_settle, future, outcome, item, progress, self.clock.now())
+
+            waiting[future] = tile
+            self.batcher.submit(
+                Item(lane, flow, layout.cut(tile), threshold, probability, deliver)
+            )
+
+        tiles = iter(layout.tiles)
+        try:
+            for tile in tiles:
+                submit(tile)
+                if len(waiting) >= self.tiles_in_flight:
+                    break
+            permit.in_queue()
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    sheet.place(waiting.pop(future), future.result())
+                    following = next(tiles, None)
+                    if following is not None:
+                        submit(following)
+            return sheet
+        finally:
+            flow.gone = True
+            for future in waiting:
+                future.cancel()
+
+    def _warm(self, lane: Lane) -> None:
+        """Have a shape that keeps coming prepared, once, on a host thread."""
+        heat = self._heat[lane] = self._heat.get(lane, 0) + 1
+        if heat != _HOT:
+            return
+        for size in lane.engine.batch_sizes:
+            job = asyncio.get_running_loop().run_in_executor(
+                self.host, lane.engine.prepare, lane.height, lane.width, size
+            )
+            self._preparing.add(job)
+            job.add_done_callback(self._preparing.discard)
+
+    def _count(self, picture: Picture, layout: Layout, timings: Timings) -> None:
+        stage = self.metrics.stage_seconds
+        for name in ("receive", "decode", "queue", "infer", "encode"):
+            stage.labels(name).observe(getattr(timings, name))
+        pixels = picture.height * picture.width
+        self.metrics.pixels.inc(pixels)
+        self.metrics.padding.inc(len(layout.tiles) * layout.shape[0] * layout.shape[1] - pixels)
+
+    async def _in_host(self, work, *arguments):  # type: ignore[no-untyped-def]
+        """Run on a host thread. Cancelling drops what has not begun."""
+        return await asyncio.get_running_loop().run_in_executor(self.host, work, *arguments)
+
+
+def _settle(
+    future: asyncio.Future[Inference], outcome: Outcome, item: Item, progress: _Progress, now: float
+) -> None:
+    """On the event loop: hand a tile's outcome to whoever waits, if anybody still does."""
+    if item.launched:
+        if progress.launched is None or item.launched < progress.launched:
+            progress.launched = item.launched
+        progress.device_s += now - item.launched
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
