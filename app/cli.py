@@ -125,6 +125,103 @@ def segment(
         raise typer.Exit(1)
 
 
+@models.command("list")
+def list_models(store: StoreOption = None) -> None:
+    """Show every model and version of the store, and what is wrong with it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shelf = _store(_settings(model_store=store))
+    table = Table("model", "architecture", "classes", "threshold", "scores", "licence")
+    for name in shelf.names():
+        for version in shelf.versions(name):
+            manifest = shelf.manifest(f"{name}@{version}")
+            table.add_row(
+                manifest.label,
+                manifest.architecture,
+                ", ".join(entry.name for entry in manifest.classes),
+                f"{manifest.threshold:g}",
+                ", ".join(f"{s.measure} {s.value:.3f} ({s.averaging})" for s in manifest.scores),
+                manifest.licence.identifier,
+            )
+    Console().print(table)
+    for problem in shelf.problems():
+        typer.echo(str(problem), err=True)
+
+
+@models.command()
+def verify(
+    labels: Annotated[list[str] | None, typer.Argument(help="`name` or `name@version`; all if none.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Check every byte of models against their manifests; exit 1 if anything is damaged."""
+    shelf = _store(_settings(model_store=store))
+    wanted = labels or [f"{n}@{v}" for n in shelf.names() for v in shelf.versions(n)]
+    damaged = False
+    for label in wanted:
+        report = shelf.verify(label, finite=True)
+        typer.echo(str(report))
+        damaged = damaged or not report.sound
+    if damaged:
+        raise typer.Exit(1)
+
+
+@models.command("import")
+def import_model(
+    checkpoint: Annotated[Path, typer.Argument(help="A published .pt, .pth or .safetensors file.")],
+    name: Annotated[str, typer.Option(help="Name of the model in the store.")],
+    sample: Annotated[Path, typer.Option(help="A picture that the model must segment to be ready.")],
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names, comma separated, in channel order; `name:#rrggbb` sets a colour."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="binary, multilabel or multiclass. Default: by the channels.")
+    ] = None,
+    upsampling: Annotated[
+        str | None, typer.Option(help="Decoder upsampling, where the file cannot tell.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability above which a pixel counts.")] = 0.5,
+    licence: Annotated[str, typer.Option(help="Licence of the weights (SPDX).")] = "unknown",
+    store: StoreOption = None,
+) -> None:
+    """Convert a published checkpoint and publish it as a model."""
+    from app.training.importing import import_checkpoint
+
+    shelf = _store(_settings(model_store=store))
+    label = import_checkpoint(
+        shelf,
+        checkpoint,
+        name=name,
+        sample=sample,
+        classes=classes,
+        task=task,
+        upsampling=upsampling,
+        threshold=threshold,
+        licence=licence,
+        command=" ".join(["ternaus", *sys.argv[1:]]),
+    )
+    typer.echo(f"published {label} in {shelf.root}")
+
+
+@models.command()
+def publish(
+    label: Annotated[str, typer.Argument(help="`name` or `name@version` in the store `--from`.")],
+    source: Annotated[str, typer.Option("--from", help="Model store to take it from.")],
+    name: Annotated[str | None, typer.Option(help="Name in this store. Default: the same.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Publish a version of another store in this one, verified, as the next version."""
+    from app.store.store import ModelStore
+
+    settings = _settings(model_store=store)
+    shelf = _store(settings)
+    origin = ModelStore(source, cache=settings.cache_dir / "store")
+    manifest = origin.manifest(label)
+    version = shelf.publish(name or manifest.name, manifest.draft(), origin.fetch(manifest.label))
+    typer.echo(f"published {name or manifest.name}@{version} in {shelf.root}")
+
+
 def _store(settings: Any) -> Any:
     from app.store.store import ModelStore
 

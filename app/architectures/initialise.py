@@ -141,16 +141,22 @@ def load_encoder(net: nn.Module, source: str, *, encoder: str | None) -> str:
 
 
 def _from_torchvision(encoder: str) -> Mapping[str, Any]:
+    hint = "hint: give a weights file instead, or `none`"
     try:
         weights: Any = models.get_model_weights(encoder)[TORCHVISION_WEIGHTS]
         state: Mapping[str, Any] = weights.get_state_dict(
             progress=True, check_hash=True, weights_only=True
         )
-    # No network, a wrong digest (RuntimeError), or a damaged file in the cache (nearly anything).
+    except OSError as exc:
+        raise CheckpointError(
+            f"torchvision's {encoder} weights could not be fetched: {exc}\n{hint}"
+        ) from exc
+    # A wrong digest, or a damaged file in the cache, which can raise nearly anything. torch's own
+    # message is not passed on: it advises to load the file unsafely.
     except Exception as exc:
         raise CheckpointError(
-            f"torchvision's {encoder} weights could not be had: {exc}\n"
-            "hint: give a weights file instead, or `none`"
+            f"torchvision's {encoder} weights in `{torch.hub.get_dir()}` are damaged "
+            f"({type(exc).__name__})\n{hint}"
         ) from exc
     return state
 

@@ -18,6 +18,8 @@ from app.engine.trials import batches_that_pay, precision_pays
 from app.errors import EngineError
 from app.types import ModelSpec, Pixels
 
+__all__ = ["EngineOptions", "driver_present", "open_engine"]
+
 # Where an NVIDIA driver shows itself: Linux, in containers, Windows' Linux, and Tegra boards.
 DRIVER_TRACES = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia", "/dev/dxg", "/dev/nvgpu")
 CPU_BATCHES = (1, 2, 4)
@@ -112,7 +114,7 @@ def _findings_file(
             "versions": (_version("openvino"), _version("torch")),
         }
     )
-    return Path(options.cache_dir) / f"findings-{key}.json"
+    return options.cache_dir / f"findings-{key}.json"
 
 
 def _version(package: str) -> str | None:
@@ -171,7 +173,7 @@ def _openvino(spec: ModelSpec, options: EngineOptions) -> Backend:
             precision=precision,
             threads=options.threads,
             batch_sizes=batch_sizes,
-            cache_dir=Path(options.cache_dir) if options.cache_dir else None,
+            cache_dir=options.cache_dir,
         )
 
     return Backend("openvino", "cpu", place, precisions, device_name, CPU_BATCHES)

@@ -2,7 +2,7 @@
 
 Layout of a cache: `<cache_dir>/openvino-<key>/{model.xml, model.bin, seal.json}`; the seal holds
 the sha256 of both files. A folder whose seal does not fit is thrown away and made anew, so a
-damaged cache costs a conversion and never a wrong mask. torch is imported only when a conversion is made.
+damaged cache costs a conversion and never a wrong mask. torch is imported only for a conversion.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def _convert(spec: ModelSpec, target: Path) -> None:
     # The frontend itself and not `openvino.convert_model`, which reports its use over the network
     # unless the user has opted out.
     frontend = FrontEndManager().load_by_framework("pytorch")
-    model = frontend.convert(frontend.load(TorchScriptPythonDecoder(traced)))
+    # The decoder is asked during the conversion, and nothing but this name keeps it alive.
+    decoder = TorchScriptPythonDecoder(traced)
+    model = frontend.convert(frontend.load(decoder))
     model.reshape({0: openvino.PartialShape([-1, -1, -1, 3]), 1: openvino.PartialShape([-1])})
     halves = all(torch.equal(p.half().float(), p) for p in net.parameters())
     openvino.save_model(model, target, compress_to_fp16=halves)

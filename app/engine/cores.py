@@ -9,20 +9,18 @@ from pathlib import Path
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
-def usable_cores(limit: Path = CGROUP_LIMIT) -> int:
-    """Cores by affinity, or fewer where the container's quota says so.
+def quota_cores(limit: Path = CGROUP_LIMIT) -> int | None:
+    """Cores of the container's quota, or None where it does not bind.
 
-    A container of 4 cores on a machine of 64 sees all 64; as many threads would spend most of each
-    period stopped. `limit` holds `quota period` in microseconds, or `max period`
-    (Linux, cgroup v2, `cpu.max`).
+    A container of 4 cores on a machine of 64 sees all 64, and so do the libraries; as many threads
+    would spend most of each period stopped. `limit` holds `quota period` in microseconds, or
+    `max period` (Linux, cgroup v2, `cpu.max`).
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    seen = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     try:
         quota, period = limit.read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
+        cores = max(1, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):
-        pass
-    return max(1, cores)
+        return None
+    return cores if cores < seen else None

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from app.engine.base import Precision, check_batch
 from app.engine.conversion import converted
-from app.engine.cores import usable_cores
+from app.engine.cores import quota_cores
 from app.engine.faults import verdict
 from app.errors import EngineError, InferenceFailed
 from app.types import Inference, ModelSpec, Pixels
@@ -78,10 +78,10 @@ class OpenVinoEngine:
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": HINTS[precision],
         }
-        # OpenVINO itself chooses well among the cores it sees, but it does not see a quota.
-        cores = usable_cores()
-        if threads or cores < usable_cores(Path("/nonexistent")):
-            self._settings["INFERENCE_NUM_THREADS"] = threads or cores
+        # Unsaid, OpenVINO takes every core it sees.
+        cores = threads or quota_cores()
+        if cores:
+            self._settings["INFERENCE_NUM_THREADS"] = cores
         self._runtime = openvino.Core()
         self._compiled: Any = None
         self._request: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from app.engine.base import Precision
@@ -30,7 +31,7 @@ class EngineOptions:
     precision: Literal["auto"] | Precision = "auto"
     threads: int = 0
     batch_sizes: tuple[int, ...] = ()
-    cache_dir: str | None = None
+    cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.engine.base import Precision, check_batch
 from app.engine.core import Core
-from app.engine.cores import usable_cores
+from app.engine.cores import quota_cores
 from app.engine.faults import verdict
 from app.engine.weights import load_net
 from app.errors import EngineError, EngineLost, InferenceFailed
@@ -52,8 +52,9 @@ class TorchEngine:
         self.device = torch.device(device)
         self._lock = threading.Lock()
         self._lost: EngineLost | None = None
-        if self.device.type == "cpu":
-            torch.set_num_threads(threads or usable_cores())
+        cores = threads or quota_cores()
+        if self.device.type == "cpu" and cores:
+            torch.set_num_threads(cores)
         net = load_net(spec)
         core = Core(net, task=spec.task, mean=spec.mean, std=spec.std, dtype=DTYPES[precision])
         self._core: Core | None = core.eval().to(self.device).to(memory_format=torch.channels_last)

@@ -18,6 +18,8 @@ SAME_MASK = Tolerance(changed=0.001, iou=0.999)
 WORTH = 0.9
 ROUNDS = 3
 SIDE = 256
+# How long one batch takes an engine.
+Seconds = Callable[[Engine, Pixels], float]
 
 
 def _seconds(engine: Engine, pixels: Pixels) -> float:
@@ -27,10 +29,12 @@ def _seconds(engine: Engine, pixels: Pixels) -> float:
     return time.perf_counter() - began
 
 
-def precision_pays(full: Engine, reduced: Engine, sample: Pixels) -> tuple[bool, Agreement, float]:
+def precision_pays(
+    full: Engine, reduced: Engine, sample: Pixels, *, seconds: Seconds = _seconds
+) -> tuple[bool, Agreement, float]:
     """Whether `reduced` may serve for `full`: it is faster, and the masks of `sample` agree.
 
-    `sample`: (H, W, 3) uint8. Also gives the agreement and the ratio of their times, measured by turns.
+    `sample`: (H, W, 3) uint8. Also gives the agreement and the ratio of times, taken by turns.
     """
     thresholds = np.array([full.spec.threshold], np.float32)
     masks = []
@@ -41,7 +45,7 @@ def precision_pays(full: Engine, reduced: Engine, sample: Pixels) -> tuple[bool,
         finite = finite and bool(result.finite.all())
         masks.append(planes_of(result, full.spec.channels))
     agreement = compare(masks[1], masks[0])
-    pairs = [(_seconds(full, sample[None]), _seconds(reduced, sample[None])) for _ in range(2)]
+    pairs = [(seconds(full, sample[None]), seconds(reduced, sample[None])) for _ in range(ROUNDS)]
     ratio = min(pair[1] for pair in pairs) / min(pair[0] for pair in pairs)
     return finite and SAME_MASK.accepts(agreement) and ratio <= WORTH, agreement, ratio
 
@@ -50,7 +54,7 @@ def batches_that_pay(
     engine: Engine,
     candidates: Sequence[int],
     *,
-    seconds: Callable[[Engine, Pixels], float] = _seconds,
+    seconds: Seconds = _seconds,
 ) -> tuple[int, ...]:
     """The sizes of `candidates` (ascending) at which a tile costs less than at the size before.
 

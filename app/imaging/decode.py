@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from io import BytesIO
 
+import numpy as np
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -51,6 +52,8 @@ _PLUGINS: Mapping[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
 }
 # What libjpeg-turbo's own interface cannot name, Pillow's use of the same library decodes.
 _ODD_SAMPLING = "subsampling"
+# Pixels of the last row that must not all be 0 for a PNG to be believed whole.
+_CORNER = 4096
 
 
 def decode(
@@ -167,7 +170,7 @@ def _samples(
     if header.depth > 8 and image.mode.startswith("I;16"):
         peak = 0xFFF if rawmode_of(image) == "I;12" else 0xFFFF
         key = _key(image)
-        image.load()
+        _load(image, data, header)
         return samples.sixteen(
             image,
             orientation,
@@ -180,11 +183,24 @@ def _samples(
         key = _key(image)
         halves = load_halves(image, lambda: _open(data, header, frame))
         if halves is not None:
+            if header.format == "png":
+                _load(image, data, header)
             return samples.sixteen(halves, orientation, background, key=key)
-    image.load()
+    _load(image, data, header)
     if header.format == "png" and header.coding == "grey" and 1 < header.depth < 8:
         _stretch_key(image, header.depth)
     return samples.eight(image, orientation, background)
+
+
+def _load(image: ImageFile.ImageFile, data: Buffer, header: Header) -> None:
+    """Decode, and see that nothing is missing where Pillow does not."""
+    image.load()
+    if header.format != "png" or header.frames > 1:
+        return
+    width, height = image.size
+    corner = image.crop((max(0, width - _CORNER), height - 1, width, height))
+    if png.is_interlaced(data) or not np.asarray(corner).any():
+        png.check_rows(data, header)
 
 
 def _key(image: Image.Image) -> tuple[int, ...] | None:

@@ -21,6 +21,18 @@ _CODING = {0: "grey", 2: "rgb", 3: "palette", 4: "grey", 6: "rgb"}
 _CHECKED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"})
 # 50 MB of pixels in chunks of 8 KiB, the size that libpng writes, are 6,000 chunks.
 _MOST_CHUNKS = 100_000
+# The seven reduced pictures of Adam7: first column, first row, column step, row step.
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+# Bytes inflated at a time.
+_INFLATED = 1 << 18
 
 
 def probe(data: Buffer) -> Header:
@@ -111,3 +123,39 @@ def check(data: Buffer) -> None:
     else:
         raise PictureDamaged(f"PNG has more than {_MOST_CHUNKS:,} chunks")
     raise PictureDamaged("PNG is truncated: its end is missing")
+
+
+def check_rows(data: Buffer, header: Header) -> None:
+    """Raise PictureDamaged unless the compressed stream holds every row.
+
+    Pillow takes a stream that ends early, with right checksums, for a picture whose last rows are
+    black. Inflates once more, so it is asked only of a still picture that looks so.
+    """
+    view = memoryview(data)
+    bits = header.channels * header.depth
+    if is_interlaced(view):
+        sizes = [
+            (-(-(header.width - x) // across), -(-(header.height - y) // down))
+            for x, y, across, down in _ADAM7
+        ]
+    else:
+        sizes = [(header.width, header.height)]
+    missing = sum(
+        height * (1 + -(-width * bits // 8)) for width, height in sizes if width > 0 and height > 0
+    )
+    inflate = zlib.decompressobj()
+    place = 8
+    while missing > 0 and place + 12 <= len(view):
+        length, kind = struct.unpack_from(">I4s", view, place)
+        body: Buffer = view[place + 8 : place + 8 + length] if kind == b"IDAT" else b""
+        while len(body) and missing > 0:
+            missing -= len(inflate.decompress(body, _INFLATED))
+            body = inflate.unconsumed_tail
+        place += 12 + length
+    if missing > 0:
+        raise PictureDamaged(f"PNG is truncated: {missing:,} bytes of its rows are missing")
+
+
+def is_interlaced(data: Buffer) -> bool:
+    """Whether the rows come in the seven passes of Adam7."""
+    return data[28] == 1

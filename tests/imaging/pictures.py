@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(values: NDArray[Any], *, colour: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """A PNG of (H, W) or (H, W, bands) uint8 or uint16 samples; `extra` chunks before the pixels."""
+    """A PNG of (H, W) or (H, W, bands) uint8 or uint16; `extra` chunks before the pixels."""
     height, width = values.shape[:2]
     depth = 8 * values.dtype.itemsize
     wire = values.astype(">u2") if depth == 16 else values
@@ -78,7 +78,7 @@ def tiff(
     values: NDArray[Any],
     *,
     photometric: int,
-    order: str = "<",
+    order: Literal["<", ">"] = "<",
     bits: tuple[int, ...] | None = None,
     sample_format: int = 1,
     tags: Iterable[tuple[int, int]] = (),
@@ -107,7 +107,10 @@ def tiff(
 
 
 def animation(format: str, frames: int = 3, height: int = 9, width: int = 14) -> bytes:
-    """Frames of one grey each: 40, 80, 120, ..."""
-    images = [Image.new("RGB", (width, height), (40 * index + 40,) * 3) for index in range(frames)]
+    """Frames of one grey each: 40, 80, 120, ... or, of more than six, 9, 18, 27, ..."""
+    step = 40 if frames <= 6 else 9
+    images = [
+        Image.new("RGB", (width, height), (step * index + step,) * 3) for index in range(frames)
+    ]
     options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     return encoded(images[0], format, save_all=True, append_images=images[1:], **options)

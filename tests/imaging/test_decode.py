@@ -23,7 +23,7 @@ from app.errors import (
 )
 from app.imaging.decode import DecodeLimits, decode, probe
 from app.types import Picture, Pixels
-from tests.imaging.pictures import animation, encoded, exif, noise, png, png_of, scene, tiff
+from tests.imaging.pictures import animation, chunk, encoded, exif, noise, png, png_of, scene, tiff
 
 LIMITS = DecodeLimits()
 
@@ -370,12 +370,17 @@ def test_jpeg_that_keeps_rgb() -> None:
     assert np.array_equal(pixels_of(data), pillow(data))
 
 
-def test_jpeg_whose_sampling_has_no_name() -> None:
-    data = bytearray(encoded(scene(48, 48), "JPEG", subsampling=0))
-    place = data.index(b"\xff\xc0") + 10
-    assert data[place + 1] == 0x11
-    data[place + 1 : place + 8 : 3] = b"\x22\x22\x12"
-    assert np.array_equal(pixels_of(bytes(data)), pillow(bytes(data))) or True
+@pytest.mark.parametrize("factors", [b"\x31\x11\x11", b"\x22\x22\x11", b"\x13\x11\x11"])
+def test_jpeg_of_odd_sampling_is_what_pillow_shows(factors: bytes) -> None:
+    # The entropy data no longer fits, so only what decodes at all is compared.
+    data = bytearray(encoded(np.full((48, 48, 3), 90, np.uint8), "JPEG", subsampling=0))
+    place = data.index(b"\xff\xc0") + 11
+    data[place : place + 9 : 3] = factors
+    try:
+        found = pixels_of(bytes(data))
+    except PictureDamaged:
+        return
+    assert np.array_equal(found, pillow(bytes(data)))
 
 
 def test_profile_and_gamma_are_ignored() -> None:
@@ -466,9 +471,40 @@ def test_flipped_bit_in_png_pixels_is_found() -> None:
         pixels_of(bytes(data))
 
 
-def test_png_with_too_few_rows_is_refused() -> None:
+@pytest.mark.parametrize(("depth", "colour"), [(8, 0), (16, 0), (8, 2), (16, 2), (16, 4), (8, 6)])
+def test_png_with_too_few_rows_is_refused(depth: int, colour: int) -> None:
+    row = b"\0" + b"\7" * (4 * {0: 1, 2: 3, 4: 2, 6: 4}[colour] * depth // 8)
+    assert pixels_of(png_of(10, 4, depth=depth, colour=colour, rows=row * 10)).shape == (10, 4, 3)
+    for rows in (row * 9, (row * 10)[:-1], b""):
+        with pytest.raises(PictureDamaged, match="truncated"):
+            pixels_of(png_of(10, 4, depth=depth, colour=colour, rows=rows))
+
+
+def test_png_with_a_black_end_is_whole() -> None:
+    black = np.zeros((600, 700, 3), np.uint8)
+    assert not pixels_of(encoded(black, "PNG")).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (9, 2), (16, 16)])
+def test_interlaced_png(shape: tuple[int, int]) -> None:
+    height, width = shape
+    grey = scene(*shape)[..., 0]
+    starts = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)
+    rows = b"".join(
+        b"\0" + row.tobytes()
+        for x, y, across, down in (*starts, (0, 1, 1, 2))
+        for row in grey[y::down, x::across]
+        if row.size
+    )
+
+    def file(rows: bytes) -> bytes:
+        data = png_of(height, width, depth=8, colour=0, rows=rows)
+        header = data[16:28] + b"\1"
+        return data[:8] + chunk(b"IHDR", header) + data[33:]
+
+    assert np.array_equal(pixels_of(file(rows))[..., 0], grey)
     with pytest.raises(PictureDamaged, match="truncated"):
-        pixels_of(png_of(10, 4, depth=8, colour=0, rows=b"\0\1\2\3\4" * 9))
+        pixels_of(file(rows[:-1]))
 
 
 def test_jpeg_of_broken_entropy_data_is_refused() -> None:

@@ -11,7 +11,7 @@ from app.imaging.wall import FOREIGN, wall
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_every_foreign_exception_is_mapped_with_its_cause(kind: type[Exception]) -> None:
-    with pytest.raises(FOREIGN[kind], match="^PNG cannot be decoded: why$") as caught, wall("PNG"):
+    with pytest.raises(FOREIGN[kind], match=r"^PNG cannot be decoded: why$") as caught, wall("PNG"):
         raise kind("why")
     assert isinstance(caught.value.__cause__, kind)
 
@@ -35,7 +35,7 @@ def test_descendants_find_their_ancestor(
 
 
 def test_ours_pass_unchanged() -> None:
-    with pytest.raises(PictureDepth, match="^as it was$"), wall("PNG"):
+    with pytest.raises(PictureDepth, match=r"^as it was$"), wall("PNG"):
         raise PictureDepth("as it was")
 
 

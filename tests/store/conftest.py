@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -18,9 +19,9 @@ def bucket() -> Iterator[type[BucketFileSystem]]:
     """An object store of this test's own, at `bucket://`."""
 
     class Bucket(BucketFileSystem):
-        store: dict[str, object] = {}  # noqa: RUF012 - fsspec's own name and form
-        pseudo_dirs = [""]  # noqa: RUF012 - as above
-        reads: list[str] = []  # noqa: RUF012 - as above
+        store: ClassVar[dict[str, Any]] = {}
+        pseudo_dirs: ClassVar[list[str]] = [""]
+        reads: ClassVar[list[str]] = []
 
     fsspec.register_implementation("bucket", Bucket, clobber=True)
     yield Bucket

@@ -176,5 +176,6 @@ class BucketFileSystem(MemoryFileSystem):  # type: ignore[misc]
         return bytes(super().cat_file(path, **rest))
 
     def _step(self, name: str) -> None:
-        if type(self).fuse is not None:
-            type(self).fuse.step(name)
+        fuse = type(self).fuse
+        if fuse is not None:
+            fuse.step(name)

@@ -50,7 +50,9 @@ def test_name_is_refused(text: str) -> None:
     assert not is_name(text)
 
 
-@pytest.mark.parametrize("text", ["", "0", "01", "+1", "-1", "1.0", "v1", "1\n", "١", "1" * 10])
+@pytest.mark.parametrize(
+    "text", ["", "0", "01", "+1", "-1", "1.0", "v1", "1\n", "\u0661", "1" * 10]
+)
 def test_version_is_refused(text: str) -> None:
     assert version_of(text) is None
 

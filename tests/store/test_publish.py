@@ -63,7 +63,7 @@ def test_versions_count_up(store: ModelStore) -> None:
 def test_published_version_never_changes(store: ModelStore) -> None:
     store.publish("lungs", draft(), files())
     before = store.manifest("lungs")
-    with pytest.raises(VersionExists, match="`lungs@1` is published, and .* never changes"):
+    with pytest.raises(VersionExists, match=r"`lungs@1` is published, and .* never changes"):
         store.publish("lungs", draft(threshold=0.3), files(), version=1)
     assert store.manifest("lungs") == before
     assert store.verify("lungs@1").sound
@@ -129,7 +129,7 @@ def test_what_cannot_be_published_leaves_no_trace(
 def test_weights_that_are_not_finite_are_not_published(store: ModelStore) -> None:
     arrays = tensors()
     arrays["final.weight"][0, 0] = np.nan
-    with pytest.raises(ModelDamaged, match="NaN or infinity in tensor `final.weight`"):
+    with pytest.raises(ModelDamaged, match=r"NaN or infinity in tensor `final.weight`"):
         store.publish("lungs", draft(), files(arrays))
     assert store.names() == []
 
@@ -227,7 +227,7 @@ def test_fault_that_is_no_kill_tidies_up_after_itself(
             raise OSError(28, "No space left on device")
 
     store = ModelStore(tmp_path / "m", disk=Full(Fuse(10**6)))
-    with pytest.raises(StoreError, match="cannot publish `lungs` in .* No space left"):
+    with pytest.raises(StoreError, match=r"cannot publish `lungs` in .* No space left"):
         store.publish("lungs", draft(), files())
     assert list((tmp_path / "m" / "lungs").iterdir()) == []
 
@@ -425,7 +425,7 @@ def test_claim_that_was_swept_stops_the_publish(
                     del self.store[name]
 
     fsspec.register_implementation("bucket", Swept, clobber=True)
-    with pytest.raises(StoreError, match="the claim on .* is gone; publish again"):
+    with pytest.raises(StoreError, match=r"the claim on .* is gone; publish again"):
         bucket_store(tmp_path).publish("lungs", draft(), files())
     assert bucket.store == {}
 

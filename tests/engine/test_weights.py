@@ -1,0 +1,83 @@
+"""Weights that do not fit are refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.engine.weights import load_net
+from app.errors import EngineError, ModelDamaged
+from app.types import ModelSpec
+from tests.engine.conftest import WriteSpec
+
+
+def test_float16_on_disk_is_float32_in_the_net(specs: dict[str, ModelSpec]) -> None:
+    net = load_net(specs["multilabel"])
+    assert not net.training
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def _drop(state: dict[str, torch.Tensor]) -> None:
+    del state["center.block.0.conv.weight"]
+
+
+def _shrink(state: dict[str, torch.Tensor]) -> None:
+    state["final.weight"] = state["final.weight"][:, :7]
+
+
+def _add(state: dict[str, torch.Tensor]) -> None:
+    state["stray"] = torch.zeros(2, 3)
+
+
+def _poison(state: dict[str, torch.Tensor]) -> None:
+    state["final.bias"][0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_drop, ["lack tensor `center.block.0.conv.weight` of shape (512, 512, 3, 3)"]),
+        (_shrink, ["`final.weight` has shape (1, 7, 1, 1)", "expects (1, 32, 1, 1)"]),
+        (_add, ["hold tensor `stray` of shape (2, 3)", "ternausnet11 does not know"]),
+        (_poison, ["`final.bias` holds NaN or infinity"]),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    write_spec: WriteSpec, change: object, words: list[str]
+) -> None:
+    with pytest.raises(ModelDamaged) as caught:
+        load_net(write_spec(change=change))
+    assert all(word in caught.value.detail for word in words)
+    assert "fake@1" in caught.value.detail
+
+
+def test_another_file_under_the_same_digest_is_refused(
+    specs: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    spec = specs["binary"]
+    content = bytearray(Path(spec.weights).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(ModelDamaged, match="sha256"):
+        load_net(replace(spec, weights=str(tmp_path / "weights")))
+    with pytest.raises(ModelDamaged, match="cannot be read"):
+        load_net(replace(spec, weights=str(tmp_path / "absent")))
+
+
+def test_what_is_not_safetensors_is_refused(specs: dict[str, ModelSpec], tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "weights").write_bytes(b"hello")
+    digest = hashlib.sha256(b"hello").hexdigest()
+    spec = replace(specs["binary"], weights=str(tmp_path / "weights"), digest=digest)
+    with pytest.raises(ModelDamaged, match="not safetensors"):
+        load_net(spec)
+
+
+def test_unknown_architecture_is_an_engine_error(specs: dict[str, ModelSpec]) -> None:
+    with pytest.raises(EngineError, match="known: .*ternausnet11"):
+        load_net(replace(specs["binary"], architecture="resnet"))
