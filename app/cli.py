@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -178,9 +179,13 @@ def import_model(
     task: Annotated[
         str | None, typer.Option(help="binary, multilabel or multiclass. Default: by the channels.")
     ] = None,
-    upsampling: Annotated[
-        str | None, typer.Option(help="Decoder upsampling, where the file cannot tell.")
+    interpolation: Annotated[
+        str | None,
+        typer.Option(help="bilinear or nearest, where the decoder interpolates: no file can tell."),
     ] = None,
+    align_corners: Annotated[
+        bool, typer.Option("--align-corners", help="The decoder interpolates with aligned corners.")
+    ] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability above which a pixel counts.")] = 0.5,
     licence: Annotated[str, typer.Option(help="Licence of the weights (SPDX).")] = "unknown",
     store: StoreOption = None,
@@ -196,7 +201,8 @@ def import_model(
         sample=sample,
         classes=classes,
         task=task,
-        upsampling=upsampling,
+        interpolation=interpolation,
+        align_corners=align_corners,
         threshold=threshold,
         licence=licence,
         command=" ".join(["ternaus", *sys.argv[1:]]),
@@ -206,6 +212,25 @@ def import_model(
 
 @models.command()
 def publish(
+    weights: Annotated[Path, typer.Argument(help="Canonical .safetensors, such as a run's best.")],
+    name: Annotated[str, typer.Option(help="Name of the model in the store.")],
+    about: Annotated[
+        Path, typer.Option(help="JSON: architecture, classes, licence, provenance, scores, ...")
+    ],
+    card: Annotated[Path, typer.Option(help="Model card, Markdown.")],
+    sample: Annotated[Path, typer.Option(help="A picture that the model must segment to be ready.")],
+    store: StoreOption = None,
+) -> None:
+    """Publish weights as the next version of a model."""
+    from app.training.publishing import publish_about
+
+    shelf = _store(_settings(model_store=store))
+    version = publish_about(shelf, name, weights=weights, about=about, card=card, sample=sample)
+    typer.echo(f"published {name}@{version} in {shelf.root}")
+
+
+@models.command()
+def copy(
     label: Annotated[str, typer.Argument(help="`name` or `name@version` in the store `--from`.")],
     source: Annotated[str, typer.Option("--from", help="Model store to take it from.")],
     name: Annotated[str | None, typer.Option(help="Name in this store. Default: the same.")] = None,
@@ -220,6 +245,76 @@ def publish(
     manifest = origin.manifest(label)
     version = shelf.publish(name or manifest.name, manifest.draft(), origin.fetch(manifest.label))
     typer.echo(f"published {name or manifest.name}@{version} in {shelf.root}")
+
+
+@app.command()
+def train(
+    data: Annotated[
+        list[str],
+        typer.Option(help="Folder with images/ and masks/; `DIR:share` weighs several."),
+    ],
+    validate: Annotated[list[str], typer.Option(help="Folder to score on; never trained on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    architecture: Annotated[str, typer.Option(help="Such as ternausnet11.")] = "ternausnet11",
+    encoder: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Crops in a step.")] = 8,
+    crop: Annotated[int, typer.Option(min=64, help="Side of a crop.")] = 256,
+    rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 3e-4,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same curve.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was killed.")] = False,
+) -> None:
+    """Fine-tune a binary model on folders of pictures and masks."""
+    from app.training.crops import CropPlan
+    from app.training.train import Plan
+    from app.training.train import train as run
+
+    shares: dict[str, float] = {}
+    for entry in data:
+        folder, _, share = entry.rpartition(":")
+        try:
+            shares[folder or entry] = float(share) if folder else 1.0
+        except ValueError:
+            shares[entry] = 1.0
+    best = run(
+        Plan(
+            data=shares,
+            validate=validate,
+            out=str(out),
+            architecture=architecture,
+            encoder=encoder,
+            steps=steps,
+            batch=batch,
+            crop=CropPlan(size=crop),
+            rate=rate,
+            seed=seed,
+        ),
+        resume=resume,
+        say=lambda line: typer.echo(line),
+    )
+    typer.echo(f"best weights: {best}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="`name` or `name@version` in the store.")],
+    data: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    store: StoreOption = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything, per picture too, here.")] = None,
+) -> None:
+    """Score a model through the engine that serves it: IoU and Dice, and a sweep of thresholds."""
+    from app.training.evaluate import evaluate_folder
+
+    settings = _settings(model_store=store, device=device)
+    engine = _engines(settings)(_store(settings).resolve(model))
+    try:
+        report = evaluate_folder(engine, data)
+    finally:
+        engine.close()
+    typer.echo(report.table())
+    if json is not None:
+        json.write_text(report.json())
 
 
 def _store(settings: Any) -> Any:
@@ -237,12 +332,14 @@ def _engines(settings: Any) -> Any:
         backend=settings.backend,
         precision=settings.precision,
         threads=settings.engine_threads,
-        cache_dir=settings.cache_dir / "engines",
+        cache_dir=str(settings.cache_dir / "engines"),
     )
-    return lambda spec: open_engine(spec, options)
+    return lambda spec, sample=None: open_engine(spec, options, sample=sample)
 
 
 def _log(level: str) -> None:
+    # Pillow warns of odd but harmless files; what matters it raises, and the decoder checks.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

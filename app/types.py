@@ -63,7 +63,8 @@ class ModelSpec:
 
     `classes` lists what the net has output channels for. For `multiclass` channel 0 is the
     background. `mean` and `std` apply to RGB in 0..1. `stride` divides every tile side; `halo` makes
-    tiling exact. `digest` (sha256 hex of the weights) names the model in caches. `weights` and
+    tiling exact. `digest` (sha256 hex) names everything that changes an answer: weights, architecture,
+    parameters, task, classes, input, threshold, precision. `weights` and
     `sample` are local files; the sample is a picture and the mask PNG that the model must give.
     """
 
@@ -89,6 +90,14 @@ class ModelSpec:
     def label(self) -> str:
         """`name@version`, as users write it."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def local(self) -> bool:
+        """Whether distant pixels are independent, so that tiles give the whole's numbers.
+
+        Interpolation with aligned corners depends on the size of the whole map.
+        """
+        return not self.parameters.get("align_corners", False)
 
     @property
     def channels(self) -> int:

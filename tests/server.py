@@ -85,7 +85,7 @@ def running(
         read,
         labels=lambda: (engine.spec.name,),
         resolve=lambda label: engine.spec,
-        open_engine=lambda spec: engine,
+        open_engine=lambda spec, sample: engine,
         on_failure=failures.append,
     )
     server = listen(app, host=read.host, port=read.port, grace_s=read.drain_grace_s, log_level="error")

@@ -16,7 +16,7 @@ from app.types import Pixels
 SAME_MASK = Tolerance(changed=0.001, iou=0.999)
 # A change of setting must save a tenth; less is noise, and a larger batch makes others wait.
 WORTH = 0.9
-ROUNDS = 3
+ROUNDS = 2
 SIDE = 256
 # How long one batch takes an engine.
 Seconds = Callable[[Engine, Pixels], float]

@@ -36,8 +36,9 @@ def probe(data: Buffer) -> Header:
     format = recognise(data)
     try:
         header = _PROBES[format](data)
-    except (struct.error, IndexError) as exc:
-        raise PictureDamaged(f"{FORMATS[format]} header is cut short") from exc
+    # An offset beyond what the machine can address overflows instead.
+    except (struct.error, IndexError, OverflowError) as exc:
+        raise PictureDamaged(f"{FORMATS[format]} header points outside the file") from exc
     if header.width < 1 or header.height < 1:
         raise PictureDamaged(
             f"picture is {header.width:,} x {header.height:,}; each side must be at least 1 pixel"

@@ -94,6 +94,7 @@ class Batcher:
         self._last_finish = clock.now()
         self._busy_s = 0.0
         self._staging = False
+        self._exclusive_since: float | None = None
         self._lost: BaseException | None = None
         self._closing = False
         self._threads = [
@@ -149,6 +150,8 @@ class Batcher:
             oldest = self._lanes.oldest()
             if oldest is not None:
                 arrivals.append(oldest)
+            if self._exclusive_since is not None:
+                arrivals.append(self._exclusive_since)
             if not arrivals:
                 return "idle"
             since = max(self._last_finish, min(arrivals))
@@ -157,7 +160,14 @@ class Batcher:
     def exclusively(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work`, which uses an engine, while no batch does. Blocks the calling thread."""
         with self._device:
-            work(*arguments)
+            with self._changed:
+                self._exclusive_since = self._clock.now()
+            try:
+                work(*arguments)
+            finally:
+                with self._changed:
+                    self._exclusive_since = None
+                    self._last_finish = self._clock.now()
 
     def idle_for_s(self) -> float:
         """Seconds since the device last finished something; 0 while work waits."""
@@ -285,6 +295,7 @@ class Batcher:
         begun = self._clock.now()
         try:
             with self._device:
+                begun = self._clock.now()
                 result = lane.engine.infer(
                     pixels, thresholds, probability=any(item.probability for item in items)
                 )

@@ -12,19 +12,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.encodings import base as encodings
+from app.encodings.base import Decoded
 from app.engine.base import Engine
 from app.engine.self_test import self_test
-from app.errors import ModelNotFound, NotReady, TernausError
+from app.errors import (
+    MalformedRequest,
+    ModelDamaged,
+    ModelNotFound,
+    NotReady,
+    PictureError,
+    TernausError,
+)
 from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode
 from app.imaging.fit import fit
-from app.types import ModelSpec
+from app.types import ModelSpec, Pixels
 
 log = logging.getLogger("ternaus.catalog")
 
-OpenEngine = Callable[[ModelSpec], Engine]
+# A model and its own sample, padded (H, W, 3) uint8, to an engine that has been tested on nothing yet.
+OpenEngine = Callable[[ModelSpec, Pixels], Engine]
 Resolve = Callable[[str], ModelSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A model's own picture, padded for the net, and the mask that it must give.
+
+    `pixels` (H, W, 3) uint8; `expected` planes (C, h, w) bool or labels (h, w) uint8, which begin at
+    row `top`, column `left` of the pixels.
+    """
+
+    pixels: Pixels
+    expected: Decoded
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Sample:
+        """Read both files. Raises the errors of decoding, naming the file, as ModelDamaged."""
+        try:
+            picture = decode(Path(spec.sample_picture).read_bytes(), limits=DecodeLimits())
+        except (OSError, PictureError) as exc:
+            raise ModelDamaged(f"`{spec.sample_picture}` is not a readable picture: {exc}") from exc
+        # One PNG cannot hold planes that overlap; such a model's mask is COCO RLE.
+        format = "rle" if Path(spec.sample_mask).suffix == ".json" else "png"
+        try:
+            expected = encodings.get(format).decode(Path(spec.sample_mask).read_bytes())
+        except (OSError, MalformedRequest) as exc:
+            raise ModelDamaged(f"`{spec.sample_mask}` is not a readable mask: {exc}") from exc
+        pixels, margins = fit(picture.pixels, spec.stride)
+        return cls(np.ascontiguousarray(pixels), expected, margins.top, margins.left)
+
+    def test(self, engine: Engine) -> None:
+        """Blocking. Raises SelfTestFailed with the figures unless the engine gives this mask."""
+        self_test(engine, self.pixels, self.expected, top=self.top, left=self.left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +78,7 @@ class OpenModel:
 
     spec: ModelSpec
     engine: Engine
+    sample: Sample
 
 
 class Catalog:
@@ -69,24 +115,15 @@ class Catalog:
 
     def _open_one(self, label: str) -> OpenModel:
         spec = self._resolve(label)
-        engine = self._open_engine(spec)
+        sample = Sample.of(spec)
+        engine = self._open_engine(spec, sample.pixels)
         try:
-            self.try_sample(engine)
+            sample.test(engine)
         except BaseException:
             engine.close()
             raise
         log.info("model %s is ready: %s", spec.label, dict(engine.describe()))
-        return OpenModel(spec, engine)
-
-    def try_sample(self, engine: Engine) -> None:
-        """Segment the model's own sample, blocking. Raises SelfTestFailed with the figures."""
-        spec = engine.spec
-        picture = decode(Path(spec.sample_picture).read_bytes(), limits=DecodeLimits())
-        pixels, margins = fit(picture.pixels, spec.stride)
-        # One PNG cannot hold planes that overlap; such a model's mask is COCO RLE.
-        format = "rle" if Path(spec.sample_mask).suffix == ".json" else "png"
-        expected = encodings.get(format).decode(Path(spec.sample_mask).read_bytes())
-        self_test(engine, pixels, expected, top=margins.top, left=margins.left)
+        return OpenModel(spec, engine, sample)
 
     def get(self, label: str | None) -> OpenModel:
         """The open model of that name, `name@version`, or the default.

@@ -10,22 +10,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 
+from app.engine.recent import Recent
+
 _WINDOW = 50
+# Lanes that are remembered; pictures come in any number of shapes.
+_LANES = 1024
 
 
 class Costs:
     """Predicted seconds of a launch."""
 
     def __init__(self) -> None:
-        self._launches: dict[Hashable, deque[tuple[int, float]]] = {}
-        self._fits: dict[Hashable, tuple[float, float]] = {}
+        self._launches: Recent[Hashable, deque[tuple[int, float]]] = Recent(_LANES)
+        self._fits: Recent[Hashable, tuple[float, float]] = Recent(_LANES)
         self._seconds_per_pixel = 0.0
 
     def observe(self, lane: Hashable, *, items: int, pixels: int, seconds: float) -> None:
         """A launch of `items` tiles of `pixels` each took `seconds`."""
-        launches = self._launches.setdefault(lane, deque(maxlen=_WINDOW))
+        launches = self._launches.get(lane) or deque(maxlen=_WINDOW)
         launches.append((items, seconds))
-        self._fits[lane] = _fit(launches)
+        self._launches.put(lane, launches)
+        self._fits.put(lane, _fit(launches))
         rate = seconds / (items * pixels)
         known = self._seconds_per_pixel
         self._seconds_per_pixel = rate if known == 0.0 else known + 0.2 * (rate - known)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from app.errors import PictureTooLarge
 from app.imaging import tiling
 from app.imaging.fit import Fit, margins
 from app.imaging.tiling import TilePlan, TileSpec, plan_tiles
@@ -25,6 +26,14 @@ class Tiling:
         """Margins and tiles of a picture of this size."""
         fitting = margins(height, width, spec.stride)
         rows, columns = fitting.padded(height, width)
+        if not spec.local and rows * columns > self.whole_pixels:
+            raise PictureTooLarge(
+                f"`{spec.label}` interpolates with aligned corners, so a picture cannot be cut into "
+                f"tiles; this server takes at most {self.whole_pixels:,} padded pixels whole "
+                "(TERNAUS_WHOLE_PIXELS)",
+                limit="TERNAUS_WHOLE_PIXELS",
+                limit_value=self.whole_pixels,
+            )
         return fitting, plan_tiles(
             rows,
             columns,
@@ -70,6 +79,8 @@ class Layout:
         For a device without memory for the present ones. The mask stays the same: tiling is exact.
         """
         height, width = self.shape
+        if not self.spec.local:
+            return None
         half = replace(
             self.tiling,
             whole_pixels=height * width // 2,

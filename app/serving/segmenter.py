@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from app.encodings import base as encodings
 from app.encodings.base import Encoding
+from app.engine.recent import Recent
 from app.errors import BadParameter, DeadlineExceeded, DeviceOutOfMemory, Overloaded
 from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode
@@ -32,6 +33,8 @@ from app.types import Inference, Mask, Picture
 
 # A shape that was asked for this often is worth preparing (compiling, capturing) in the background.
 _HOT = 3
+# Shapes whose use is counted; any number of others may come by.
+_LANES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Segmenter:
     limits: DecodeLimits
     tiling: Tiling
     tiles_in_flight: int
-    _heat: dict[Lane, int] = field(default_factory=dict)
+    _heat: Recent[Lane, int] = field(default_factory=lambda: Recent(_LANES))
     _preparing: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def segment(
@@ -131,7 +134,7 @@ class Segmenter:
         with self._expected(header, model):
             begun = self.clock.now()
             timings.stage = "decode"
-            picture, layout = await self._in_host(self._open, data, ask, model)
+            picture, layout = await self._in_host(self._open, data, header, ask, model)
             timings.decode = self.clock.now() - begun
         self._refuse_if_late(layout, model, deadline)
         timings.stage = "queue"
@@ -153,8 +156,12 @@ class Segmenter:
                 f"`threshold` means nothing to `{model.spec.label}`: its classes exclude each other"
             )
 
-    def _open(self, data: bytes, ask: Ask, model: OpenModel) -> tuple[Picture, Layout]:
-        picture = decode(data, limits=self.limits, frame=ask.frame, background=ask.background)
+    def _open(
+        self, data: bytes, header: Header, ask: Ask, model: OpenModel
+    ) -> tuple[Picture, Layout]:
+        picture = decode(
+            data, limits=self.limits, frame=ask.frame, background=ask.background, header=header
+        )
         return picture, Layout.of(picture.pixels, model.spec, self.tiling)
 
     @contextlib.contextmanager
@@ -264,7 +271,8 @@ class Segmenter:
 
     def _warm(self, lane: Lane) -> None:
         """Have a shape that keeps coming prepared, once, on a host thread."""
-        heat = self._heat[lane] = self._heat.get(lane, 0) + 1
+        heat = (self._heat.get(lane) or 0) + 1
+        self._heat.put(lane, heat)
         if heat != _HOT:
             return
         for size in lane.engine.batch_sizes:

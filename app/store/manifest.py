@@ -190,9 +190,10 @@ class SampleEntry(Part):
 
     @field_validator("mask")
     @classmethod
-    def _png(cls, value: str) -> str:
-        if not value.endswith(".png"):
-            raise ValueError("a `.png` file")
+    def _readable(cls, value: str) -> str:
+        # COCO RLE where planes overlap, which no PNG can hold.
+        if not value.endswith((".png", ".json")):
+            raise ValueError("a `.png` or `.json` file")
         return value
 
 
@@ -340,6 +341,10 @@ class Manifest(Draft):
     def label(self) -> str:
         """`name@version`, as users write it."""
         return f"{self.name}@{self.version}"
+
+    def draft(self) -> Draft:
+        """What its publisher said: this manifest without what publishing measured."""
+        return Draft.model_validate({name: getattr(self, name) for name in Draft.model_fields})
 
     @property
     def digest(self) -> str:

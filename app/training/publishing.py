@@ -6,8 +6,10 @@ numbers that are published, so it is the reference that every engine must reprod
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -143,4 +145,42 @@ def reference_mask(net: nn.Module, pixels: Pixels, recipe: Recipe, *, stride: in
         labels=labels,
         probability=back((p * 255).round().to(torch.uint8).numpy()),
         threshold=None if recipe.task == "multiclass" else recipe.threshold,
+    )
+
+
+def publish_about(
+    store: ModelStore, name: str, *, weights: Path, about: Path, card: Path, sample: Path
+) -> int:
+    """Publish weights with what a JSON file and a Markdown file say of them; the version.
+
+    The JSON has `architecture`, `parameters`, `task`, `classes` (name and colour), `threshold`,
+    `precision`, `description`, and the manifest's `licence`, `provenance` and `scores`. Raises
+    TrainingError where the files are not there or not understood.
+    """
+    try:
+        said = json.loads(about.read_text())
+        text = card.read_text()
+        recipe = Recipe(
+            architecture=said["architecture"],
+            parameters=said.get("parameters", {}),
+            task=said["task"],
+            classes=tuple(ClassSpec(c["name"], tuple(c["colour"])) for c in said["classes"]),
+            threshold=said.get("threshold", 0.5),
+            precision=said.get("precision", "auto"),
+            description=said.get("description", ""),
+        )
+        provenance = {**said["provenance"], "date": date.fromisoformat(said["provenance"]["date"])}
+        licence, scores = said["licence"], said.get("scores", [])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise TrainingError(f"cannot use `{about}` and `{card}`: {exc!r}") from exc
+    return publish(
+        store,
+        name,
+        weights=weights,
+        recipe=recipe,
+        sample=sample,
+        card=text,
+        licence=licence,
+        provenance=provenance,
+        scores=scores,
     )

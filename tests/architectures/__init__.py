@@ -1,0 +1,1 @@
+"""Tests of `app.architectures`; a package, so that they share `nets` and `originals`."""

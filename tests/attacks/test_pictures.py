@@ -52,8 +52,6 @@ def attempt(data: bytes, **options: Any) -> Picture | TernausError:
     try:
         picture = decode(data, limits=LIMITS, **options)
     except TernausError as error:
-        assert error.detail
-        assert error.status < 500
         return error
     assert picture.pixels.shape == (picture.height, picture.width, 3)
     return picture
@@ -82,7 +80,10 @@ def test_flipped_bytes(name: str, data: st.DataObject) -> None:
     )
     for place, value in flips:
         body[place] = value
-    attempt(bytes(body), frame=data.draw(st.sampled_from([None, 0, 1])))
+    found = attempt(bytes(body), frame=data.draw(st.sampled_from([None, 0, 1])))
+    if isinstance(found, TernausError):
+        assert found.detail
+        assert 400 <= found.status < 500
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -99,8 +100,17 @@ def test_flipped_headers(name: str, data: st.DataObject) -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(
-        [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\xff\0\0\0WEBPVP8 ", b"II*\0", b"MM\0*"]
-        + [b"II+\0\x08\0\0\0", b"GIF89a", b"BM" + b"\0" * 12 + b"\x28\0\0\0"]
+        [
+            b"",
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"RIFF\xff\0\0\0WEBPVP8 ",
+            b"II*\0",
+            b"MM\0*",
+            b"II+\0\x08\0\0\0",
+            b"GIF89a",
+            b"BM" + b"\0" * 12 + b"\x28\0\0\0",
+        ]
     ),
     st.binary(max_size=300),
 )

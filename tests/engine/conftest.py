@@ -1,10 +1,11 @@
-"""Models with seeded random weights, written as real files; one engine of each kind for all tests."""
+"""Models with seeded random weights, written as real files; one engine of each kind for all."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ Change = Callable[[dict[str, torch.Tensor]], None]
 WriteSpec = Callable[..., ModelSpec]
 
 
-def random_net(classes: int, seed: int = 0) -> nn.Module:
-    """TernausNet-11 with He weights that float16 holds exactly."""
+@cache
+def random_net(classes: int) -> nn.Module:
+    """TernausNet-11 with He weights that float16 holds exactly; shared, never changed."""
     net = get("ternausnet11").build(classes=classes)
-    initialise(net, generator=torch.Generator().manual_seed(seed))
+    initialise(net, generator=torch.Generator().manual_seed(0))
     for parameter in net.parameters():
         parameter.data = parameter.data.half().float()
     return net
@@ -69,7 +71,7 @@ def specs(write_spec: WriteSpec) -> dict[str, ModelSpec]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of conversions for the session: a conversion takes seconds."""
     return tmp_path_factory.mktemp("engines")
 
@@ -84,13 +86,13 @@ def tiles() -> Pixels:
 
 
 @pytest.fixture(scope="session")
-def openvino_engines(specs: dict[str, ModelSpec], cache: Path) -> Iterator[dict[str, Engine]]:
+def openvino_engines(specs: dict[str, ModelSpec], cache_dir: Path) -> Iterator[dict[str, Engine]]:
     """A float32 engine per task."""
     pytest.importorskip("openvino")
     from app.engine.openvino_cpu import OpenVinoEngine
 
     engines: dict[str, Engine] = {
-        task: OpenVinoEngine(spec, precision="float32", cache_dir=cache)
+        task: OpenVinoEngine(spec, precision="float32", cache_dir=cache_dir)
         for task, spec in specs.items()
     }
     yield engines

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from app.engine.base import Engine
 from app.errors import InferenceFailed
@@ -89,7 +91,9 @@ def test_batch_is_the_single_tiles(engines: Engines, tiles: Pixels) -> None:
 def test_results_are_not_overwritten_by_later_calls(engines: Engines, tiles: Pixels) -> None:
     for task in ("binary", "multiclass"):
         first = engines[task].infer(tiles, limits(0.5, 0.5), probability=True)
-        held = [a for a in (first.bits, first.labels, first.probability, first.finite) if a is not None]
+        held = [
+            a for a in (first.bits, first.labels, first.probability, first.finite) if a is not None
+        ]
         before = [array.copy() for array in held]
         engines[task].infer(255 - tiles, limits(0.1, 0.9), probability=True)
         for array, copy in zip(held, before, strict=True):
@@ -173,27 +177,23 @@ def test_the_gil_is_free_while_the_device_works(engines: Engines) -> None:
     ],
 )
 def test_wrong_batches_are_refused_by_name(
-    engines: Engines, pixels: Pixels, thresholds: np.ndarray, words: str
+    engines: Engines, pixels: Pixels, thresholds: NDArray[np.float32], words: str
 ) -> None:
     with pytest.raises(InferenceFailed) as caught:
         engines["binary"].infer(pixels, thresholds)
     assert words in caught.value.detail
 
 
-def _flat(state: dict[str, object]) -> None:
-    state["final.weight"] = state["final.weight"] * 0  # type: ignore[operator]
-    state["final.bias"] = state["final.bias"] * 0  # type: ignore[operator]
+def _flat(state: dict[str, torch.Tensor]) -> None:
+    state["final.weight"] *= 0
+    state["final.bias"] *= 0
 
 
-def _overflowing(state: dict[str, object]) -> None:
-    import torch
-
-    weight = state["final.weight"]
-    assert isinstance(weight, torch.Tensor)
-    state["final.weight"] = torch.full(weight.shape, 3e38)
+def _overflowing(state: dict[str, torch.Tensor]) -> None:
+    state["final.weight"] = torch.full(state["final.weight"].shape, 3e38)
 
 
-def _open(backend: str, spec: ModelSpec, cache: Path) -> Engine:
+def _open(backend: str, spec: ModelSpec, cache_dir: Path) -> Engine:
     if backend == "torch":
         from app.engine.torch_engine import TorchEngine
 
@@ -201,14 +201,14 @@ def _open(backend: str, spec: ModelSpec, cache: Path) -> Engine:
     pytest.importorskip("openvino")
     from app.engine.openvino_cpu import OpenVinoEngine
 
-    return OpenVinoEngine(spec, precision="float32", cache_dir=cache)
+    return OpenVinoEngine(spec, precision="float32", cache_dir=cache_dir)
 
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_equality_is_not_above_the_threshold(
-    backend: str, write_spec: WriteSpec, cache: Path, tiles: Pixels
+    backend: str, write_spec: WriteSpec, cache_dir: Path, tiles: Pixels
 ) -> None:
-    engine = _open(backend, write_spec(change=_flat), cache)
+    engine = _open(backend, write_spec(change=_flat), cache_dir)
     result = engine.infer(tiles, limits(0.5, 0.4999), probability=True)
     assert result.bits is not None
     assert (result.bits[0] == 0).all()
@@ -224,8 +224,8 @@ def test_equality_is_not_above_the_threshold(
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_infinite_logits_are_reported(
-    backend: str, write_spec: WriteSpec, cache: Path, tiles: Pixels
+    backend: str, write_spec: WriteSpec, cache_dir: Path, tiles: Pixels
 ) -> None:
-    engine = _open(backend, write_spec(change=_overflowing), cache)
+    engine = _open(backend, write_spec(change=_overflowing), cache_dir)
     assert engine.infer(tiles, limits(0.5, 0.5)).finite.tolist() == [False, False]
     engine.close()

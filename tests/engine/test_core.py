@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 from app.engine.core import Core
 from app.types import Task
 
-FLAT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+FLAT: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 class Net(nn.Module):
@@ -28,7 +30,9 @@ class Net(nn.Module):
         return x[:, : self.channels] * self.scale + self.offset
 
 
-def run(core: Core, pixels: np.ndarray, *thresholds: float, probability: bool = True) -> list[np.ndarray]:
+def run(
+    core: Core, pixels: np.ndarray, *thresholds: float, probability: bool = True
+) -> list[np.ndarray]:
     with torch.inference_mode():
         found = core(torch.from_numpy(pixels), torch.tensor(thresholds), probability)
     return [tensor.numpy() for tensor in found]
@@ -56,7 +60,9 @@ def test_normalisation_is_that_of_the_manifest() -> None:
     task=st.sampled_from(["binary", "multilabel"]),
 )
 def test_packing_is_that_of_numpy(seed: int, eights: int, height: int, task: Task) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (2, height, eights * 8, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        0, 256, (2, height, eights * 8, 3), dtype=np.uint8
+    )
     channels = 1 if task == "binary" else 3
     net = Net(channels, 8.0, -4.0)
     packed = run(Core(net, task=task, **FLAT), pixels, 0.3, 0.7)[0]
@@ -91,8 +97,9 @@ def test_only_the_item_with_a_bad_logit_is_flagged(bad: float) -> None:
 
 def test_probability_is_left_out_unless_asked() -> None:
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
-    for task in ("binary", "multiclass"):
-        core = Core(Net(1), task=task, **FLAT)  # type: ignore[arg-type]
+    tasks: list[Task] = ["binary", "multiclass"]
+    for task in tasks:
+        core = Core(Net(1), task=task, **FLAT)
         assert run(core, pixels, 0.5, probability=False)[1].size == 0
         assert run(core, pixels, 0.5)[1].shape == (1, 1, 8, 8)
 

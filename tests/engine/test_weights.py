@@ -79,5 +79,5 @@ def test_what_is_not_safetensors_is_refused(specs: dict[str, ModelSpec], tmp_pat
 
 
 def test_unknown_architecture_is_an_engine_error(specs: dict[str, ModelSpec]) -> None:
-    with pytest.raises(EngineError, match="known: .*ternausnet11"):
+    with pytest.raises(EngineError, match=r"known: .*ternausnet11"):
         load_net(replace(specs["binary"], architecture="resnet"))

@@ -142,8 +142,8 @@ def test_off_the_stride_is_refused(height: int, width: int, halo: Halo) -> None:
 # ---- the proof ----
 
 STRIDE = 32
-# What `net` looks at beyond an aligned core, traced backwards: one pixel at each scale on the way up
-# leaves 1 at scale 32, two sums there make 3, and each scale down doubles it and adds two: 158.
+# What `net` looks at beyond an aligned core, traced backwards: one pixel at each scale on the way
+# up leaves 1 at scale 32, two sums there make 3, each scale down doubles it and adds two: 158.
 HALO = Halo(160, 160, 160, 160)
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from ternausnet import models as ternausnet
 from torch import nn
 
-ternausnet = pytest.importorskip("ternausnet.models")
-
-from app.architectures.base import get  # noqa: E402
-from app.architectures.checkpoints import canonical, export_published  # noqa: E402
+from app.architectures.base import get
+from app.architectures.checkpoints import canonical, export_published
 
 pytestmark = [
     # The package calls torchvision's constructors with their old `pretrained` argument.
@@ -24,7 +23,7 @@ CASES: list[tuple[str, str, Callable[[], nn.Module], dict[str, Any]]] = [
     (
         "unet11-upstream",
         "ternausnet11",
-        lambda: ternausnet.UNet11(),
+        ternausnet.UNet11,
         {"classes": 1, "upsampling": "transposed-3x3"},
     ),
     (

@@ -151,7 +151,7 @@ def test_manifest_cannot_be_changed() -> None:
         ("input/fit", "resize", "`input.fit`: expected 'pad', found \"resize\""),
         ("sample", ..., "`sample`: expected a value, found nothing"),
         ("sample/picture", "a/b.jpg", "`sample.picture`: expected a plain file name"),
-        ("sample/mask", "mask.gif", "`sample.mask`: expected a `.png` file"),
+        ("sample/mask", "mask.gif", "`sample.mask`: expected a `.png` or `.json` file"),
         ("sample/picture", "other.jpg", "`files`: expected an entry for `other.jpg`"),
         ("files/README.md", ..., "`files`: expected an entry for `README.md`"),
         ("files/manifest.json", {}, "expected a file other than `manifest.json`"),

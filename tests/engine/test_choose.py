@@ -1,0 +1,160 @@
+"""What is asked, what is there, and what is found out once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine.choose import EngineOptions, driver_present, open_engine
+from app.engine.self_test import self_test
+from app.errors import EngineError
+from app.types import ModelSpec, Pixels
+from tests.engine.plain import limits, unpacked
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"device": "tpu"}, "known: auto, cpu, cuda"),
+        ({"device": "cuda:x"}, "known: auto, cpu, cuda"),
+        ({"backend": "onnx"}, "known: auto, openvino, torch"),
+        ({"precision": "int8"}, "known: auto, float32, bfloat16"),
+        ({"threads": -1}, "0 (all) or more"),
+        ({"batch_sizes": (4, 2)}, "must ascend"),
+        ({"batch_sizes": (0, 2)}, "must ascend"),
+    ],
+)
+def test_unknown_values_are_refused_with_the_known_ones(values: Any, words: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        EngineOptions(**values)
+    assert words in caught.value.detail
+
+
+def test_openvino_on_cuda_is_refused(specs: dict[str, ModelSpec]) -> None:
+    with pytest.raises(EngineError, match="do not go together"):
+        open_engine(specs["binary"], EngineOptions(device="cuda", backend="openvino"))
+
+
+@without_cuda
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_cuda_without_cuda_says_what_is_there(specs: dict[str, ModelSpec], device: str) -> None:
+    with pytest.raises(EngineError, match=f"`device` {device} was asked for; CUDA devices here: 0"):
+        open_engine(specs["binary"], EngineOptions(device=device))
+
+
+@pytest.mark.skipif(find_spec("openvino") is not None, reason="openvino is installed")
+def test_openvino_that_is_not_installed_is_named(specs: dict[str, ModelSpec]) -> None:
+    with pytest.raises(EngineError, match="not installed"):
+        open_engine(specs["binary"], EngineOptions(device="cpu", backend="openvino"))
+
+
+def test_a_driver_shows_itself_by_a_file(tmp_path: Path) -> None:
+    assert not driver_present((str(tmp_path / "absent"),))
+    assert driver_present((str(tmp_path / "absent"), str(tmp_path)))
+
+
+def test_the_cpu_takes_openvino_where_it_is_and_torch_where_named(
+    specs: dict[str, ModelSpec], cache_dir: Path
+) -> None:
+    options = EngineOptions(device="cpu", batch_sizes=(1,), cache_dir=cache_dir)
+    engine = open_engine(specs["binary"], options)
+    expected = "openvino" if find_spec("openvino") is not None else "torch"
+    assert engine.describe()["backend"] == expected
+    engine.close()
+    engine = open_engine(specs["binary"], replace(options, backend="torch"))
+    assert engine.describe()["backend"] == "torch"
+    assert engine.describe()["precision"] == "float32"
+    engine.close()
+
+
+def test_findings_are_kept_and_recalled(
+    specs: dict[str, ModelSpec], tmp_path: Path, tiles: Pixels
+) -> None:
+    options = EngineOptions(device="cpu", backend="torch", batch_sizes=(1, 2), cache_dir=tmp_path)
+    engine = open_engine(specs["binary"], options, sample=tiles[0])
+    found = engine.describe()["precision"]
+    engine.close()
+    (file,) = tmp_path.glob("findings-*.json")
+    facts = json.loads(file.read_text())
+    assert facts["precision"] == found
+    assert facts["batches"] == [1, 2]
+    assert {"changed", "iou", "time_ratio"} <= facts.keys()
+    # Told otherwise, the next opening believes the file: it has tried nothing.
+    other = "float32" if found == "bfloat16" else "bfloat16"
+    file.write_text(json.dumps({"precision": other, "batches": [1, 2]}))
+    engine = open_engine(specs["binary"], options, sample=tiles[0])
+    assert engine.batch_sizes == (1, 2)
+    assert engine.describe()["precision"] == other
+    engine.close()
+
+
+def test_damaged_findings_are_found_anew(
+    specs: dict[str, ModelSpec], tmp_path: Path, tiles: Pixels
+) -> None:
+    options = EngineOptions(
+        device="cpu", backend="torch", precision="float32", batch_sizes=(1,), cache_dir=tmp_path
+    )
+    open_engine(specs["binary"], options).close()
+    (file,) = tmp_path.glob("findings-*.json")
+    before = file.read_text()
+    file.write_text('{"precision": "int4", "batches": []}')
+    open_engine(specs["binary"], options).close()
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_bfloat16_stays_near_float32(
+    backend: Any, specs: dict[str, ModelSpec], cache_dir: Path, tiles: Pixels
+) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+        from app.engine.openvino_cpu import precisions
+
+        if "bfloat16" not in precisions():
+            with pytest.raises(EngineError, match="does not compute in bfloat16"):
+                open_engine(
+                    specs["binary"],
+                    EngineOptions(backend="openvino", precision="bfloat16", batch_sizes=(1,)),
+                )
+            return
+    results = []
+    for precision in ("float32", "bfloat16"):
+        options = EngineOptions(
+            device="cpu",
+            backend=backend,
+            precision=precision,
+            batch_sizes=(1,),
+            cache_dir=cache_dir,
+        )
+        engine = open_engine(specs["binary"], options)
+        assert engine.describe()["precision"] == precision
+        results.append(engine.infer(tiles, limits(0.5, 0.5), probability=True))
+        engine.close()
+    full, reduced = results
+    assert full.probability is not None
+    assert reduced.probability is not None
+    # Random weights amplify rounding more than trained ones do: a mask of noise at its threshold.
+    step = np.abs(full.probability.astype(int) - reduced.probability)
+    assert step.mean() < 3
+    assert (unpacked(full.bits, 96) != unpacked(reduced.bits, 96)).mean() < 0.03
+
+
+def test_a_model_passes_its_self_test_on_its_own_mask(
+    specs: dict[str, ModelSpec], cache_dir: Path, tiles: Pixels, torch_engines: Any
+) -> None:
+    options = EngineOptions(device="cpu", batch_sizes=(1,), cache_dir=cache_dir)
+    for task, spec in specs.items():
+        engine = open_engine(spec, options)
+        result = torch_engines[task].infer(tiles[:1], limits(spec.threshold))
+        expected = result.labels[0] if task == "multiclass" else unpacked(result.bits, 96)[0]
+        assert self_test(engine, tiles[0], expected).changed <= 5e-4
+        engine.close()

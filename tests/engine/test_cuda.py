@@ -1,0 +1,129 @@
+"""The CUDA engine on a real device. What needs none has its twin in test_contract.py,
+test_core.py and test_small_parts.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine.base import Engine
+from app.engine.choose import EngineOptions, open_engine
+from app.errors import DeviceOutOfMemory, InferenceFailed
+from app.types import ModelSpec, Pixels
+from tests.engine.plain import limits, unpacked
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def cuda_engines(specs: dict[str, ModelSpec]) -> Iterator[dict[str, Engine]]:
+    # TensorFloat-32 rounds to 10 bits; these tests compare with the CPU.
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    options = EngineOptions(device="cuda", precision="float32", batch_sizes=(1, 2, 4))
+    engines = {task: open_engine(spec, options) for task, spec in specs.items()}
+    yield engines
+    for engine in engines.values():
+        engine.close()
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel", "multiclass"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_masks_are_those_of_the_cpu(
+    cuda_engines: Any, torch_engines: Any, tiles: Pixels, task: str, captured: bool
+) -> None:
+    engine = cuda_engines[task]
+    if captured:
+        engine.prepare(64, 96, 2)
+        assert (2, 64, 96) in engine.describe()["shapes"]
+    found = engine.infer(tiles, limits(0.3, 0.55))
+    expected = torch_engines[task].infer(tiles, limits(0.3, 0.55))
+    assert found.finite.tolist() == [True, True]
+    if task == "multiclass":
+        assert (found.labels != expected.labels).mean() < 1e-3
+    else:
+        assert (unpacked(found.bits, 96) != unpacked(expected.bits, 96)).mean() < 1e-3
+
+
+def test_probability_is_that_of_the_cpu(
+    cuda_engines: Any, torch_engines: Any, tiles: Pixels
+) -> None:
+    found = cuda_engines["binary"].infer(tiles, limits(0.5, 0.5), probability=True)
+    expected = torch_engines["binary"].infer(tiles, limits(0.5, 0.5), probability=True)
+    step = np.abs(found.probability.astype(int) - expected.probability)
+    assert step.max() <= 1
+
+
+def test_a_replay_reads_new_pixels_and_overwrites_no_result(
+    cuda_engines: Any, torch_engines: Any, tiles: Pixels
+) -> None:
+    engine = cuda_engines["binary"]
+    engine.prepare(64, 96, 2)
+    first = engine.infer(tiles, limits(0.5, 0.5))
+    held = first.bits.copy()
+    second = engine.infer(255 - tiles, limits(0.5, 0.5))
+    np.testing.assert_array_equal(first.bits, held)
+    expected = torch_engines["binary"].infer(255 - tiles, limits(0.5, 0.5))
+    assert (unpacked(second.bits, 96) != unpacked(expected.bits, 96)).mean() < 1e-3
+
+
+def test_graphs_of_several_shapes_share_a_pool_in_any_order(
+    cuda_engines: Any, tiles: Pixels
+) -> None:
+    engine = cuda_engines["multilabel"]
+    shapes = [(64, 96), (32, 64), (64, 64)]
+    eager = {s: engine.infer(tiles[:, : s[0], : s[1]], limits(0.5, 0.5)).bits for s in shapes}
+    for height, width in shapes:
+        engine.prepare(height, width, 2)
+    for shape in [*shapes, *reversed(shapes)]:
+        found = engine.infer(tiles[:, : shape[0], : shape[1]], limits(0.5, 0.5)).bits
+        width = shape[1]
+        assert (unpacked(found, width) != unpacked(eager[shape], width)).mean() < 1e-3
+
+
+def test_a_batch_of_three_rides_in_a_graph_of_four(
+    cuda_engines: Any, torch_engines: Any, tiles: Pixels
+) -> None:
+    engine = cuda_engines["binary"]
+    engine.prepare(64, 96, 4)
+    three = np.concatenate([tiles, 255 - tiles[:1]])
+    found = engine.infer(three, limits(0.5, 0.4, 0.6))
+    assert found.bits.shape[0] == 3
+    assert found.finite.shape == (3,)
+    expected = torch_engines["binary"].infer(three, limits(0.5, 0.4, 0.6))
+    assert (unpacked(found.bits, 96) != unpacked(expected.bits, 96)).mean() < 1e-3
+
+
+def test_out_of_memory_leaves_the_engine_usable(cuda_engines: Any, tiles: Pixels) -> None:
+    engine = cuda_engines["binary"]
+    expected = engine.infer(tiles, limits(0.5, 0.5)).bits
+    total = torch.cuda.get_device_properties(0).total_memory
+    # The encoder alone holds two maps of 64 float32 channels at full size.
+    side = int((total / (64 * 4)) ** 0.5) // 32 * 32
+    with pytest.raises(DeviceOutOfMemory, match="no memory for infer"):
+        engine.infer(np.zeros((1, side, side, 3), np.uint8), limits(0.5))
+    again = engine.infer(tiles, limits(0.5, 0.5)).bits
+    assert (unpacked(again, 96) != unpacked(expected, 96)).mean() < 1e-3
+
+
+def test_bfloat16_stays_near_float32(
+    specs: dict[str, ModelSpec], cuda_engines: Any, tiles: Pixels
+) -> None:
+    options = EngineOptions(device="cuda", precision="bfloat16", batch_sizes=(1, 2))
+    engine = open_engine(specs["binary"], options)
+    found = engine.infer(tiles, limits(0.5, 0.5), probability=True)
+    expected = cuda_engines["binary"].infer(tiles, limits(0.5, 0.5), probability=True)
+    assert found.probability is not None
+    assert np.abs(found.probability.astype(int) - expected.probability).mean() < 3
+    engine.close()
+    engine.close()
+    with pytest.raises(InferenceFailed, match="closed"):
+        engine.infer(tiles, limits(0.5, 0.5))

@@ -1,0 +1,162 @@
+"""Conversions kept, damaged and made anew; memory that is bounded; a start without torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.engine.base import Engine
+from app.types import ModelSpec, Pixels
+from tests.engine.plain import limits
+
+pytest.importorskip("openvino")
+
+from app.engine import openvino_cpu
+from app.engine.conversion import conversion_key, converted
+from app.engine.openvino_cpu import OpenVinoEngine
+from app.errors import EngineError, ModelDamaged
+
+Engines = dict[str, Engine]
+
+
+def folder_of(spec: ModelSpec, cache_dir: Path) -> Path:
+    return cache_dir / f"openvino-{conversion_key(spec)}"
+
+
+def test_the_key_follows_what_the_conversion_depends_on(specs: dict[str, ModelSpec]) -> None:
+    spec = specs["binary"]
+    assert conversion_key(spec) == conversion_key(replace(spec, name="other", threshold=0.1))
+    others = [
+        replace(spec, digest="1" * 64),
+        replace(spec, std=(0.1, 0.2, 0.3)),
+        replace(spec, parameters={"classes": 1, "upsampling": "nearest"}),
+        replace(spec, task="multilabel"),
+    ]
+    assert len({conversion_key(other) for other in [spec, *others]}) == 5
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "unseal", "lose"])
+def test_a_damaged_conversion_is_made_anew(
+    specs: dict[str, ModelSpec],
+    openvino_engines: Engines,
+    cache_dir: Path,
+    tmp_path: Path,
+    damage: str,
+) -> None:
+    spec = specs["binary"]
+    folder = tmp_path / folder_of(spec, tmp_path).name
+    shutil.copytree(folder_of(spec, cache_dir), folder)
+    whole = {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")}
+    target = folder / "model.bin"
+    if damage == "flip":
+        content = bytearray(whole["model.bin"])
+        content[1_000_000] ^= 1
+        target.write_bytes(content)
+    elif damage == "truncate":
+        target.write_bytes(whole["model.bin"][:1000])
+    elif damage == "unseal":
+        (folder / "seal.json").write_text("{}")
+    else:
+        (folder / "model.xml").unlink()
+    converted(spec, tmp_path)
+    assert target.read_bytes() == whole["model.bin"]
+    seal = json.loads((folder / "seal.json").read_text())
+    assert seal.keys() == {"model.xml", "model.bin"}
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_whole_conversion_needs_no_weights(
+    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path, tmp_path: Path
+) -> None:
+    spec = replace(specs["binary"], weights=str(tmp_path / "absent"))
+    assert converted(spec, cache_dir) == folder_of(spec, cache_dir) / "model.xml"
+    with pytest.raises(ModelDamaged):
+        converted(spec, tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    specs: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EngineError, match="cache_dir"):
+        converted(specs["binary"], tmp_path / "file")
+
+
+def test_many_shapes_start_afresh_and_masks_stay(
+    openvino_engines: Engines, tiles: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = openvino_engines["binary"]
+    expected = engine.infer(tiles, limits(0.5, 0.5)).bits
+    monkeypatch.setattr(openvino_cpu, "SHAPES", 3)
+    monkeypatch.setattr(openvino_cpu, "LARGE", 1024)
+    for side in (32, 64, 96, 128):
+        engine.prepare(side, 64, 1)
+        engine.prepare(32, 32, 1)
+        assert len(engine.describe()["shapes"]) <= 3
+    np.testing.assert_array_equal(engine.infer(tiles, limits(0.5, 0.5)).bits, expected)
+
+
+WARM_START = """
+import json, re, sys, time
+began = time.perf_counter()
+from pathlib import Path
+import numpy as np
+from app.engine.choose import EngineOptions, open_engine
+from app.types import ClassSpec, Halo, ModelSpec
+values = json.loads(sys.argv[1])
+values["classes"] = tuple(ClassSpec(**c) for c in values["classes"])
+values["halo"] = Halo(**values["halo"])
+cache = Path(sys.argv[2])
+options = EngineOptions(device="cpu", backend="openvino", batch_sizes=(1,), cache_dir=cache)
+engine = open_engine(ModelSpec(**values), options)
+result = engine.infer(np.full((1, 256, 256, 3), 9, np.uint8), np.array([0.5], np.float32))
+assert result.finite.all()
+for name in ("torch", "torchvision", "safetensors"):
+    assert name not in sys.modules, name
+seconds = time.perf_counter() - began
+status = Path("/proc/self/status")
+peak = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
+print(json.dumps({"seconds": seconds, "megabytes": int(peak[1]) / 1024 if peak else 0}))
+"""
+
+
+def test_a_warm_start_imports_no_torch(
+    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path
+) -> None:
+    values = json.dumps(asdict(specs["binary"]), default=str)
+    done = subprocess.run(
+        [sys.executable, "-c", WARM_START, values, str(cache_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    print(f"warm start: {seen['seconds']:.2f} s, {seen['megabytes']:.0f} MB")
+    assert seen["megabytes"] < 800
+
+
+def test_without_a_cache_nothing_is_kept(
+    specs: dict[str, ModelSpec], tiles: Pixels, openvino_engines: Engines
+) -> None:
+    engine = OpenVinoEngine(specs["binary"], precision="float32")
+    expected = openvino_engines["binary"].infer(tiles, limits(0.5, 0.5))
+    np.testing.assert_array_equal(engine.infer(tiles, limits(0.5, 0.5)).bits, expected.bits)
+    engine.close()
+
+
+def test_conversion_leaves_the_callers_warnings_alone(
+    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path
+) -> None:
+    before = list(warnings.filters)
+    converted(specs["binary"], cache_dir)
+    assert warnings.filters == before
