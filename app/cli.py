@@ -24,7 +24,8 @@ models = typer.Typer(help="List, verify, import and publish models.", no_args_is
 app.add_typer(models, name="models")
 
 StoreOption = Annotated[
-    str | None, typer.Option("--store", help="Model store: folder or fsspec URL. [TERNAUS_MODEL_STORE]")
+    str | None,
+    typer.Option("--store", help="Model store: folder or fsspec URL. [TERNAUS_MODEL_STORE]"),
 ]
 
 
@@ -57,14 +58,20 @@ def serve(
     model: Annotated[
         list[str] | None, typer.Option(help="Model to serve; repeat for more. [TERNAUS_MODELS]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")
+    ] = None,
 ) -> None:
     """Serve the models of the store over HTTP. Every other setting is an environment variable."""
     from app.api.app import create_app
     from app.api.server import Server, listen
 
     settings = _settings(
-        host=host, port=port, model_store=store, models=tuple(model) if model else None, device=device
+        host=host,
+        port=port,
+        model_store=store,
+        models=tuple(model) if model else None,
+        device=device,
     )
     _log(settings.log_level)
     server: Server | None = None
@@ -100,9 +107,13 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")] = Path("masks"),
     format: Annotated[str, typer.Option(help="Format of the masks.")] = "png",
     model: Annotated[str | None, typer.Option(help="`name` or `name@version`.")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Instead of the model's own.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Instead of the model's own.")
+    ] = None,
     store: StoreOption = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")
+    ] = None,
 ) -> None:
     """Segment files the way the server does, with a progress bar."""
     from app.api.app import rules_of
@@ -152,7 +163,9 @@ def list_models(store: StoreOption = None) -> None:
 
 @models.command()
 def verify(
-    labels: Annotated[list[str] | None, typer.Argument(help="`name` or `name@version`; all if none.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Argument(help="`name` or `name@version`; all if none.")
+    ] = None,
     store: StoreOption = None,
 ) -> None:
     """Check every byte of models against their manifests; exit 1 if anything is damaged."""
@@ -171,10 +184,14 @@ def verify(
 def import_model(
     checkpoint: Annotated[Path, typer.Argument(help="A published .pt, .pth or .safetensors file.")],
     name: Annotated[str, typer.Option(help="Name of the model in the store.")],
-    sample: Annotated[Path, typer.Option(help="A picture that the model must segment to be ready.")],
+    sample: Annotated[
+        Path, typer.Option(help="A picture that the model must segment to be ready.")
+    ],
     classes: Annotated[
         str | None,
-        typer.Option(help="Class names, comma separated, in channel order; `name:#rrggbb` sets a colour."),
+        typer.Option(
+            help="Class names, comma separated, in channel order; `name:#rrggbb` sets a colour."
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="binary, multilabel or multiclass. Default: by the channels.")
@@ -186,7 +203,9 @@ def import_model(
     align_corners: Annotated[
         bool, typer.Option("--align-corners", help="The decoder interpolates with aligned corners.")
     ] = False,
-    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability above which a pixel counts.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Probability above which a pixel counts.")
+    ] = 0.5,
     licence: Annotated[str, typer.Option(help="Licence of the weights (SPDX).")] = "unknown",
     store: StoreOption = None,
 ) -> None:
@@ -218,7 +237,9 @@ def publish(
         Path, typer.Option(help="JSON: architecture, classes, licence, provenance, scores, ...")
     ],
     card: Annotated[Path, typer.Option(help="Model card, Markdown.")],
-    sample: Annotated[Path, typer.Option(help="A picture that the model must segment to be ready.")],
+    sample: Annotated[
+        Path, typer.Option(help="A picture that the model must segment to be ready.")
+    ],
     store: StoreOption = None,
 ) -> None:
     """Publish weights as the next version of a model."""
@@ -256,13 +277,17 @@ def train(
     validate: Annotated[list[str], typer.Option(help="Folder to score on; never trained on.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     architecture: Annotated[str, typer.Option(help="Such as ternausnet11.")] = "ternausnet11",
-    encoder: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
+    encoder: Annotated[
+        str, typer.Option(help="imagenet, none, or a safetensors file.")
+    ] = "imagenet",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Crops in a step.")] = 8,
     crop: Annotated[int, typer.Option(min=64, help="Side of a crop.")] = 256,
     rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 3e-4,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same curve.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was killed.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run was killed.")
+    ] = False,
 ) -> None:
     """Fine-tune a binary model on folders of pictures and masks."""
     from app.training.crops import CropPlan
@@ -300,8 +325,12 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="`name` or `name@version` in the store.")],
     data: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
     store: StoreOption = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write everything, per picture too, here.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write everything, per picture too, here.")
+    ] = None,
 ) -> None:
     """Score a model through the engine that serves it: IoU and Dice, and a sweep of thresholds."""
     from app.training.evaluate import evaluate_folder
@@ -332,7 +361,7 @@ def _engines(settings: Any) -> Any:
         backend=settings.backend,
         precision=settings.precision,
         threads=settings.engine_threads,
-        cache_dir=str(settings.cache_dir / "engines"),
+        cache_dir=settings.cache_dir / "engines",
     )
     return lambda spec, sample=None: open_engine(spec, options, sample=sample)
 
@@ -341,7 +370,9 @@ def _log(level: str) -> None:
     # Pillow warns of odd but harmless files; what matters it raises, and the decoder checks.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
 
 

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.errors import SettingsError
 
@@ -37,20 +42,27 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     model_store: str = Field("model_store", description="folder or fsspec URL of the model store")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="models to serve, `name` or `name@version`, comma separated; empty: all, newest"
+        (),
+        description="models to serve, `name` or `name@version`, comma separated; empty: all",
     )
-    default_model: str = Field("", description="model of a request that names none; empty: the first")
+    default_model: str = Field(
+        "", description="model of a request that names none; empty: the first"
+    )
     cache_dir: Path = Field(
         default_factory=_cache_home, description="converted models and downloads; may be deleted"
     )
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+    )
     backend: Literal["auto", "openvino", "torch"] = Field("auto", description="engine on the CPU")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto keeps bfloat16 only where masks agree with float32"
     )
     engine_threads: int = Field(0, ge=0, description="cores for the net on the CPU; 0: all")
-    host_threads: int = Field(0, ge=0, description="threads that decode and encode; 0: one per core")
+    host_threads: int = Field(
+        0, ge=0, description="threads that decode and encode; 0: one per core"
+    )
 
     max_body_bytes: int = Field(100 * 2**20, gt=0, description="largest request body")
     max_pixels: int = Field(100_000_000, gt=0, description="largest picture, width x height")
@@ -63,8 +75,12 @@ class Settings(BaseSettings):
     tile: int = Field(1536, ge=256, description="side of the tiles of larger pictures")
     tiles_in_flight: int = Field(4, ge=1, description="tiles of one picture waiting or computing")
 
-    request_timeout_s: float = Field(30.0, gt=0, description="deadline of a request, from its headers")
-    body_timeout_s: float = Field(20.0, gt=0, description="longest silence while a body is received")
+    request_timeout_s: float = Field(
+        30.0, gt=0, description="deadline of a request, from its headers"
+    )
+    body_timeout_s: float = Field(
+        20.0, gt=0, description="longest silence while a body is received"
+    )
     max_requests: int = Field(256, ge=1, description="requests being worked on")
     max_pixels_in_flight: int = Field(
         400_000_000, gt=0, description="decoded pixels of all requests being worked on"
@@ -77,15 +93,21 @@ class Settings(BaseSettings):
     )
     max_batch: int = Field(32, ge=1, description="most tiles in one batch")
     max_batch_pixels: int = Field(8_388_608, gt=0, description="most pixels in one batch")
-    overload_status: Literal[503, 429] = Field(503, description="HTTP status of a refusal for overload")
+    overload_status: Literal[503, 429] = Field(
+        503, description="HTTP status of a refusal for overload"
+    )
     stall_after_s: float = Field(
         60.0, gt=0, description="work waits and no batch ends for so long: not live"
     )
-    canary_s: float = Field(30.0, ge=0, description="idle time after which the device is tried; 0: never")
+    canary_s: float = Field(
+        30.0, ge=0, description="idle time after which the device is tried; 0: never"
+    )
     drain_grace_s: float = Field(
         5.0, ge=0, description="after SIGTERM, how long new requests are still taken"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level logged"
+    )
 
     @classmethod
     def read(cls, **overrides: Any) -> Settings:
@@ -118,6 +140,13 @@ class Settings(BaseSettings):
         return value
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, **sources: Any) -> tuple[Any, ...]:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the environment; no files."""
-        return (sources["init_settings"], sources["env_settings"])
+        return (init_settings, env_settings)

@@ -20,7 +20,9 @@ Task = Literal["binary", "multilabel", "multiclass"]
 
 @dataclass(frozen=True, slots=True)
 class Halo:
-    """How far an output pixel looks beyond its own place, in pixels, each a multiple of the stride."""
+    """How far an output pixel looks beyond its own place, in pixels, each a multiple of the
+    stride.
+    """
 
     top: int
     left: int
@@ -62,9 +64,9 @@ class ModelSpec:
     """Everything that an engine and the way of a picture need to know of a model.
 
     `classes` lists what the net has output channels for. For `multiclass` channel 0 is the
-    background. `mean` and `std` apply to RGB in 0..1. `stride` divides every tile side; `halo` makes
-    tiling exact. `digest` (sha256 hex) names everything that changes an answer: weights, architecture,
-    parameters, task, classes, input, threshold, precision. `weights` and
+    background. `mean` and `std` apply to RGB in 0..1. `stride` divides every tile side; `halo`
+    makes tiling exact. `digest` (sha256 hex) names everything that changes an answer: weights,
+    architecture, parameters, task, classes, input, threshold, precision. `weights` and
     `sample` are local files; the sample is a picture and the mask PNG that the model must give.
     """
 
@@ -109,8 +111,8 @@ class ModelSpec:
 class Mask:
     """What the net says of one picture, at the picture's own size.
 
-    `bits`: (C, H, ceil(W / 8)) uint8, rows packed from the most significant bit, padding bits 0; one
-    plane per class, for `binary` and `multilabel`. `labels`: (H, W) uint8 class indices, for
+    `bits`: (C, H, ceil(W / 8)) uint8, rows packed from the most significant bit, padding bits 0;
+    one plane per class, for `binary` and `multilabel`. `labels`: (H, W) uint8 class indices, for
     `multiclass`. Exactly one of the two is set. `probability`: (C, H, W) uint8, round(255 p), where
     it was asked for.
     """

@@ -1,7 +1,8 @@
-"""Write the tables of the documentation that the code knows best: settings, errors, formats, metrics.
+"""Write the tables of the documentation that the code knows best: settings, errors, formats,
+metrics.
 
-    python scripts/tables.py           # rewrites what stands between <!-- table:NAME --> and <!-- end -->
-    python scripts/tables.py --check   # exit 1 where a table is out of date
+python scripts/tables.py           # rewrites what stands between <!-- table:NAME --> and <!-- end
+--> python scripts/tables.py --check   # exit 1 where a table is out of date
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from app.api.options import options  # noqa: E402
 from app.encodings import base as encodings  # noqa: E402
 from app.errors import every_error  # noqa: E402
-from app.serving.metrics import _Live, Metrics  # noqa: E402
+from app.serving.metrics import Metrics, _Live  # noqa: E402
 from app.settings import PREFIX, Settings  # noqa: E402
 
 

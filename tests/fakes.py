@@ -1,4 +1,6 @@
-"""Fakes that honour the real contracts: a clock that moves when told, an engine that obeys orders."""
+"""Fakes that honour the real contracts: a clock that moves when told, an engine that obeys
+orders.
+"""
 
 from __future__ import annotations
 

@@ -88,7 +88,9 @@ def running(
         open_engine=lambda spec, sample: engine,
         on_failure=failures.append,
     )
-    server = listen(app, host=read.host, port=read.port, grace_s=read.drain_grace_s, log_level="error")
+    server = listen(
+        app, host=read.host, port=read.port, grace_s=read.drain_grace_s, log_level="error"
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + START_S

@@ -1,4 +1,6 @@
-"""Who may import whom, and where each library lives. Read from the source, lazy imports included."""
+"""Who may import whom, and where each library lives. Read from the source, lazy imports
+included.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
             # `from app.encodings import base` names the module app.encodings.base.
-            found |= {f"{module}.{a.name}" if module.startswith("app") else module for a in node.names}
+            found |= {
+                f"{module}.{a.name}" if module.startswith("app") else module for a in node.names
+            }
     return found
 
 

@@ -63,9 +63,7 @@ def create_app(
     on the device; all three are called on a thread once the server listens, so that probes answer
     meanwhile. `on_failure` hears of a model that could not be opened and of a lost engine.
     """
-    house = House(
-        rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure
-    )
+    house = House(rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure)
 
     async def open_models() -> None:
         try:
@@ -130,7 +128,9 @@ def _add_error_handlers(app: FastAPI, settings: Settings) -> None:
 
     async def routing(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
-        code = {404: "route_not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
+        code = {404: "route_not_found", 405: "method_not_allowed"}.get(
+            exc.status_code, "http_error"
+        )
         detail = {
             404: f"there is nothing at `{request.url.path}`; `/` says where to go",
             405: f"`{request.url.path}` does not take {request.method}",

@@ -1,4 +1,6 @@
-"""What the service says of itself: `/`, `/docs` (Swagger UI from a package, no foreign host), OpenAPI."""
+"""What the service says of itself: `/`, `/docs` (Swagger UI from a package, no foreign host),
+OpenAPI.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from app.errors import every_error
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 
 EXAMPLES = (
-    ("the mask as a PNG", "curl --data-binary @roof.jpg -H 'Content-Type: image/jpeg' {url}/segment -o mask.png"),
+    (
+        "the mask as a PNG",
+        "curl --data-binary @roof.jpg -H 'Content-Type: image/jpeg' {url}/segment -o mask.png",
+    ),
     ("the same from a form", "curl -F file=@roof.jpg {url}/segment -o mask.png"),
     (
         "COCO RLE with area, box and score of each class",
@@ -99,8 +104,9 @@ def _page(url: str) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>TernausNet Serve</title>'
         '<meta name="viewport" content="width=device-width">'
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
-        "td{padding:.1rem 1rem .1rem 0}pre{background:#f3f3f3;padding:.6rem;overflow-x:auto}</style>"
+        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;"
+        "padding:0 1rem}td{padding:.1rem 1rem .1rem 0}"
+        "pre{background:#f3f3f3;padding:.6rem;overflow-x:auto}</style>"
         f"<h1>TernausNet Serve {__version__}</h1><p>A picture in, a mask out.</p>"
         f"<table>{places}</table><h2>Examples</h2>{examples}</html>"
     )
@@ -125,7 +131,8 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
 
 def _description() -> str:
     shown = "\n".join(
-        f"{words}:\n\n    {command.format(url='http://localhost:8000')}\n" for words, command in EXAMPLES
+        f"{words}:\n\n    {command.format(url='http://localhost:8000')}\n"
+        for words, command in EXAMPLES
     )
     return "A picture in, a mask out.\n\n" + shown
 
@@ -173,9 +180,9 @@ def _segment_operation() -> dict[str, Any]:
         "tags": ["segmentation"],
         "summary": "A picture in, its mask out",
         "description": (
-            "Send the bytes of a picture as the body, or as the part `file` of a form. The mask has "
-            "the size of the picture as a person sees it (EXIF turn applied). The format comes from "
-            "`?format=` or from the `Accept` header."
+            "Send the bytes of a picture as the body, or as the part `file` of a form. The mask "
+            "has the size of the picture as a person sees it (EXIF turn applied). The format "
+            "comes from `?format= or from the `Accept` header."
         ),
         "operationId": "segment",
         "parameters": parameters,
@@ -204,7 +211,9 @@ def _segment_operation() -> dict[str, Any]:
 def _answers() -> dict[str, Any]:
     content: dict[str, Any] = {}
     for encoding in encodings.registry().values():
-        kind = {"type": "object"} if encoding.media_type == "application/json" else {"type": "string"}
+        kind = (
+            {"type": "object"} if encoding.media_type == "application/json" else {"type": "string"}
+        )
         if kind["type"] == "string" and not encoding.media_type.startswith("text/"):
             kind["format"] = "binary"
         content.setdefault(encoding.media_type, {"schema": kind})
@@ -216,14 +225,18 @@ def _refusals() -> dict[str, Any]:
     codes: dict[int, list[str]] = {}
     for error in every_error():
         if error.status in (400, 404, 406, 408, 413, 415, 422, 500, 503, 504) and not (
-            error.__name__.startswith(("Store", "Manifest", "Model", "Checkpoint", "Training", "Settings"))
+            error.__name__.startswith(
+                ("Store", "Manifest", "Model", "Checkpoint", "Training", "Settings")
+            )
             and error.__name__ != "ModelNotFound"
         ):
             codes.setdefault(error.status, []).append(error.code)
     return {
         str(status): {
             "description": "`code`: " + ", ".join(f"`{code}`" for code in found),
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {
+                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+            },
         }
         for status, found in sorted(codes.items())
     }

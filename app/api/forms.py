@@ -56,7 +56,9 @@ class _Collector:
 
 
 def parse_form(body: bytes, content_type: bytes) -> Form:
-    """Read a form. Raises MalformedRequest, EmptyBody without a `file`, BadParameter for repeats."""
+    """Read a form. Raises MalformedRequest, EmptyBody without a `file`, BadParameter for
+    repeats.
+    """
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if not boundary:
@@ -64,7 +66,9 @@ def parse_form(body: bytes, content_type: bytes) -> Form:
     if not body:
         raise EmptyBody("the body is empty; send a picture in the part `file`")
     collector = _Collector()
-    callbacks = {name: getattr(collector, name) for name in dir(collector) if name.startswith("on_")}
+    callbacks = {
+        name: getattr(collector, name) for name in dir(collector) if name.startswith("on_")
+    }
     try:
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
         parser.write(body)

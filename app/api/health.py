@@ -1,4 +1,6 @@
-"""Probes and figures. A probe reports what was observed, is cheap, and is never behind the queue."""
+"""Probes and figures. A probe reports what was observed, is cheap, and is never behind the
+queue.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ def health_routes(house: House, about: dict[str, Any]) -> APIRouter:
         responses={503: {"description": "send requests elsewhere"}},
     )
     async def ready() -> JSONResponse:
-        """200 while new requests are welcome: every model gave its own sample's mask on this device,
-        the device makes progress, and the server is not shutting down."""
+        """200 while new requests are welcome: every model gave its own sample's mask on this
+        device, the device makes progress, and the server is not shutting down."""
         return probe("ready", house.ready)
 
     @router.get("/health", summary="Health, for people")
@@ -53,6 +55,8 @@ def health_routes(house: House, about: dict[str, Any]) -> APIRouter:
     )
     async def metrics() -> Response:
         """Prometheus text format."""
-        return Response(house.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            house.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     return router

@@ -14,7 +14,8 @@ Receive = Callable[[], Awaitable[Any]]
 
 
 def timeout_s(header: bytes | None, most: float) -> float:
-    """Seconds that a request may take: `X-Request-Timeout-Ms`, where given, lowers the server's own.
+    """Seconds that a request may take: `X-Request-Timeout-Ms`, where given, lowers the server's
+    own.
 
     Raises BadParameter for anything but a whole number of milliseconds above zero.
     """
@@ -39,8 +40,8 @@ async def read_body(
 ) -> bytes:
     """The whole body. `announced` bytes are on the permit already; more are added as they come.
 
-    Raises BodyTooLarge or QueueFull (from the permit), BodyTooSlow after `silence_s` without a byte,
-    DeadlineExceeded, and ClientGone when the client leaves.
+    Raises BodyTooLarge or QueueFull (from the permit), BodyTooSlow after `silence_s` without a
+    byte, DeadlineExceeded, and ClientGone when the client leaves.
     """
     parts: list[bytes] = []
     counted = announced or 0

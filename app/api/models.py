@@ -18,9 +18,7 @@ def model_routes(house: House) -> APIRouter:
         """Every open model: name, version, classes with colours, threshold, engine."""
         return {"models": house.catalog.describe() if house.catalog.ready else []}
 
-    @router.get(
-        "/models/{name}", summary="One model", responses={404: {"description": "not open"}}
-    )
+    @router.get("/models/{name}", summary="One model", responses={404: {"description": "not open"}})
     async def model(name: str) -> dict[str, Any]:
         """`name` or `name@version`."""
         label = house.catalog.get(name).spec.label

@@ -69,7 +69,7 @@ def options() -> dict[str, Option]:
     table = [
         Option(
             "format",
-            "Format of the answer. Without it the `Accept` header decides, and `png` is the default.",
+            "Format of the answer. Without it the `Accept` header decides; `png` is the default.",
             _format,
             {"type": "string", "enum": formats, "default": "png"},
             "rle",
@@ -112,11 +112,17 @@ class Asks:
     def __init__(self) -> None:
         self._options = options()
         self._by_media: dict[str, str] = {}
-        for encoding in [encodings.get("png"), encodings.get("rle"), *encodings.registry().values()]:
+        for encoding in [
+            encodings.get("png"),
+            encodings.get("rle"),
+            *encodings.registry().values(),
+        ]:
             self._by_media.setdefault(encoding.media_type, encoding.name)
 
     def read(self, query: bytes, accept: str | None, fields: dict[str, str] | None = None) -> Ask:
-        """From query string, `Accept` header and form fields (which may not contradict the query)."""
+        """From query string, `Accept` header and form fields (which may not contradict the
+        query).
+        """
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else []
         values = self._collect(pairs)
         for name, value in self._collect((fields or {}).items()).items():
@@ -158,5 +164,6 @@ class Asks:
                 if media == offered or (media.endswith("/*") and offered.startswith(media[:-1])):
                     return name
         raise NotAcceptable(
-            f"none of `{accept}` is offered; offered: {', '.join(self._by_media)} (or use `?format=`)"
+            f"none of `{accept}` is offered; offered: {', '.join(self._by_media)} "
+            "(or use `?format=`)"
         )

@@ -38,7 +38,13 @@ def problem(
         code, title = TernausError.code, TernausError.title
         detail, members = "something broke on our side; the log has it under the request id", {}
     body = document(
-        status, code=code, title=title, detail=detail, request_id=request_id, instance=instance, **members
+        status,
+        code=code,
+        title=title,
+        detail=detail,
+        request_id=request_id,
+        instance=instance,
+        **members,
     )
     headers = [(b"content-type", MEDIA_TYPE.encode())]
     if isinstance(exc, Unavailable):
@@ -48,7 +54,14 @@ def problem(
 
 
 def document(
-    status: int, *, code: str, title: str, detail: str, request_id: str, instance: str, **members: Any
+    status: int,
+    *,
+    code: str,
+    title: str,
+    detail: str,
+    request_id: str,
+    instance: str,
+    **members: Any,
 ) -> bytes:
     """A problem document."""
     return json.dumps(

@@ -1,4 +1,6 @@
-"""`POST /segment`: a plain ASGI endpoint, because a client that leaves must be noticed at every stage."""
+"""`POST /segment`: a plain ASGI endpoint, because a client that leaves must be noticed at every
+stage.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ class SegmentEndpoint:
         query: bytes = scope.get("query_string", b"")
         ask = self._asks.read(query, accept)
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise PictureUnsupported("a `Content-Encoding` is not supported; pictures are compressed already")
+            raise PictureUnsupported(
+                "a `Content-Encoding` is not supported; pictures are compressed already"
+            )
         length = _content_length(headers)
         timings = Timings()
         with self._admission.admit(deadline=deadline, content_length=length) as permit:

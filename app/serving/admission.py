@@ -46,7 +46,10 @@ class Permit:
                 limit="TERNAUS_MAX_BODY_BYTES",
                 limit_value=bounds.max_body_bytes,
             )
-        if self._door.bytes + count > bounds.max_body_bytes_in_flight and self._door.bytes > self._bytes:
+        if (
+            self._door.bytes + count > bounds.max_body_bytes_in_flight
+            and self._door.bytes > self._bytes
+        ):
             raise QueueFull(
                 "too many bytes are being worked on (TERNAUS_MAX_BODY_BYTES_IN_FLIGHT)",
                 limit="TERNAUS_MAX_BODY_BYTES_IN_FLIGHT",
@@ -57,7 +60,9 @@ class Permit:
         self._door.bytes += count
 
     def add_pixels(self, count: int) -> None:
-        """A picture of `count` pixels is about to be decoded. Raises QueueFull or PictureTooLarge."""
+        """A picture of `count` pixels is about to be decoded. Raises QueueFull or
+        PictureTooLarge.
+        """
         bounds = self._door.bounds
         if count > bounds.max_pixels_in_flight:
             raise PictureTooLarge(
@@ -100,7 +105,10 @@ class Permit:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 

@@ -6,11 +6,12 @@
 4. Work that nobody waits for is dropped before the device sees it.
 5. Everything is bounded: the door (admission) refuses; nothing here grows without it.
 6. No sleeping: threads wait on a condition; the clock is an argument.
-7. Waiting counts from the first item; a full batch goes at once; an idle device takes what is there.
-8. One batch is prepared while one computes; never two.
+7. Waiting counts from the first item; a full batch goes at once; an idle device takes what is
+there. 8. One batch is prepared while one computes; never two.
 9. Every wait has an end: deadlines hold in the queue too; closing finishes what was taken.
 
-Two threads: the stager forms and stacks batches, the device thread runs them. Neither knows asyncio.
+Two threads: the stager forms and stacks batches, the device thread runs them. Neither knows
+asyncio.
 """
 
 from __future__ import annotations
@@ -45,9 +46,13 @@ State = Literal["ok", "idle", "stalled", "lost"]
 
 
 class Observer(Protocol):
-    """What the batcher tells the metrics. Called from its threads; must be quick and never raise."""
+    """What the batcher tells the metrics. Called from its threads; must be quick and never
+    raise.
+    """
 
-    def batch(self, lane: Lane, *, items: int, largest: int, seconds: float, trigger: str) -> None: ...
+    def batch(
+        self, lane: Lane, *, items: int, largest: int, seconds: float, trigger: str
+    ) -> None: ...
     def retried(self, cause: str) -> None: ...
     def dropped(self, stage: str, reason: str) -> None: ...
 
@@ -98,8 +103,12 @@ class Batcher:
         self._lost: BaseException | None = None
         self._closing = False
         self._threads = [
-            threading.Thread(target=self._guard, args=(self._stage_loop,), name="ternaus-stager", daemon=True),
-            threading.Thread(target=self._guard, args=(self._device_loop,), name="ternaus-device", daemon=True),
+            threading.Thread(
+                target=self._guard, args=(self._stage_loop,), name="ternaus-stager", daemon=True
+            ),
+            threading.Thread(
+                target=self._guard, args=(self._device_loop,), name="ternaus-device", daemon=True
+            ),
         ]
 
     def start(self) -> None:
@@ -134,7 +143,9 @@ class Batcher:
                     wait += self._lanes.predict_s(batch[0].lane, len(batch), now)
             if self._running:
                 ran = now - self._running_since
-                wait -= min(ran, self._lanes.predict_s(self._running[0].lane, len(self._running), now))
+                wait -= min(
+                    ran, self._lanes.predict_s(self._running[0].lane, len(self._running), now)
+                )
             return wait + (self._lanes.predict_s(lane, items, now) if lane is not None else 0.0)
 
     def state(self) -> State:
@@ -218,7 +229,7 @@ class Batcher:
                         until, taken = taken.ask_again, None
                         self._clock.wait(self._changed, until)
                 self._staging = bool(taken.batch)
-            for item in taken.dropped:
+            for _ in taken.dropped:
                 self._observer.dropped("queue", "client_gone")
             for item in taken.expired:
                 self._expire(item)
@@ -324,7 +335,9 @@ class Batcher:
         with self._changed:
             self._lanes.costs.observe(lane, items=len(items), pixels=lane.pixels, seconds=seconds)
             largest = self._lanes.largest(lane, begun)
-        self._observer.batch(lane, items=len(items), largest=largest, seconds=seconds, trigger=trigger)
+        self._observer.batch(
+            lane, items=len(items), largest=largest, seconds=seconds, trigger=trigger
+        )
         for index, item in enumerate(items):
             self._deliver(item, _outcome(result, index))
 
@@ -337,7 +350,9 @@ class Batcher:
             return
         try:
             item.deliver(item, outcome)
-        except Exception:  # a waiter that vanished (a closed event loop) must not hurt its neighbours
+        except (
+            Exception
+        ):  # a waiter that vanished (a closed event loop) must not hurt its neighbours
             log.exception("an outcome could not be delivered")
 
     def _expire(self, item: Item) -> None:

@@ -33,7 +33,8 @@ from app.types import ModelSpec, Pixels
 
 log = logging.getLogger("ternaus.catalog")
 
-# A model and its own sample, padded (H, W, 3) uint8, to an engine that has been tested on nothing yet.
+# A model and its own sample, padded (H, W, 3) uint8, to an engine that has been tested on nothing
+# yet.
 OpenEngine = Callable[[ModelSpec, Pixels], Engine]
 Resolve = Callable[[str], ModelSpec]
 
@@ -42,8 +43,8 @@ Resolve = Callable[[str], ModelSpec]
 class Sample:
     """A model's own picture, padded for the net, and the mask that it must give.
 
-    `pixels` (H, W, 3) uint8; `expected` planes (C, h, w) bool or labels (h, w) uint8, which begin at
-    row `top`, column `left` of the pixels.
+    `pixels` (H, W, 3) uint8; `expected` planes (C, h, w) bool or labels (h, w) uint8, which begin
+    at row `top`, column `left` of the pixels.
     """
 
     pixels: Pixels
@@ -142,7 +143,9 @@ class Catalog:
                 default=None,
             )
         if found is None:
-            raise ModelNotFound(f"no model `{label}` is open; open: {', '.join(sorted(self._open))}")
+            raise ModelNotFound(
+                f"no model `{label}` is open; open: {', '.join(sorted(self._open))}"
+            )
         return found
 
     @property
@@ -190,4 +193,3 @@ class Catalog:
         for model in self._open.values():
             model.engine.close()
         self._open = {}
-

@@ -15,7 +15,9 @@ class Clock(Protocol):
         ...
 
     def wait(self, condition: threading.Condition, until: float | None) -> None:
-        """Release `condition` (held by the caller) until notified or until `until`; None: no end."""
+        """Release `condition` (held by the caller) until notified or until `until`; None: no
+        end.
+        """
         ...
 
 

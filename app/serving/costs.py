@@ -36,7 +36,9 @@ class Costs:
         self._seconds_per_pixel = rate if known == 0.0 else known + 0.2 * (rate - known)
 
     def predict(self, lane: Hashable, *, items: int, pixels: int, largest: int) -> float:
-        """Seconds for `items` tiles launched in batches of at most `largest`; 0.0 if nothing ran yet."""
+        """Seconds for `items` tiles launched in batches of at most `largest`; 0.0 if nothing ran
+        yet.
+        """
         if items <= 0:
             return 0.0
         fit = self._fits.get(lane)

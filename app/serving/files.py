@@ -23,8 +23,8 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", 
 def find(pictures: list[Path]) -> Iterator[tuple[Path, Path]]:
     """Each picture with the place of its mask below the output folder (without suffix).
 
-    A file stands for itself; a folder for every picture below it. Raises PictureError for a path that
-    is not there, and for two pictures whose masks would overwrite each other.
+    A file stands for itself; a folder for every picture below it. Raises PictureError for a path
+    that is not there, and for two pictures whose masks would overwrite each other.
     """
     seen: dict[Path, Path] = {}
     for path in pictures:
@@ -70,7 +70,12 @@ def segment_files(
         failed = 0
         room = asyncio.Semaphore(2 * len(os.sched_getaffinity(0)))
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("segmenting", total=len(work))
 

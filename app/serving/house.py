@@ -128,7 +128,9 @@ class House:
                 continue
             for model in list(self.catalog.models.values()):
                 try:
-                    await loop.run_in_executor(None, self.batcher.exclusively, model.sample.test, model.engine)
+                    await loop.run_in_executor(
+                        None, self.batcher.exclusively, model.sample.test, model.engine
+                    )
                     self._canary_failure = None
                 except TernausError as exc:
                     self._canary_failure = exc

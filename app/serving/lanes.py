@@ -1,10 +1,12 @@
 """Tiles that wait for a device, in lanes of one model and one shape: who goes next, and with whom.
 
-Pure state: no thread, no clock of its own, no sleeping. The batcher holds its lock around every call.
+Pure state: no thread, no clock of its own, no sleeping. The batcher holds its lock around every
+call.
 
 Between requests the order is weighted fairness by pixels (start-time fair queueing, Goyal, Vin and
-Cheng, 1996): each request is a flow, each tile gets a start tag, the smallest tag goes first. A huge
-picture thus shares the device with small ones instead of blocking them, and is never starved itself.
+Cheng, 1996): each request is a flow, each tile gets a start tag, the smallest tag goes first. A
+huge picture thus shares the device with small ones instead of blocking them, and is never starved
+itself.
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ class Taken:
 class Lanes:
     """Every waiting tile of one device."""
 
-    def __init__(self, *, costs: Costs, max_batch: int, max_batch_pixels: int, max_hold_s: float) -> None:
+    def __init__(
+        self, *, costs: Costs, max_batch: int, max_batch_pixels: int, max_hold_s: float
+    ) -> None:
         self.costs = costs
         self._max_batch = max_batch
         self._max_batch_pixels = max_batch_pixels
@@ -134,7 +138,9 @@ class Lanes:
             self._coming.pop(lane, None)
 
     def lower(self, lane: Lane, items: int, until: float) -> None:
-        """Launch at most `items` of this lane at once until that moment (the device ran out of memory)."""
+        """Launch at most `items` of this lane at once until that moment (the device ran out of
+        memory).
+        """
         self._limits[lane] = (max(1, items), until)
 
     def largest(self, lane: Lane, now: float) -> int:
@@ -152,9 +158,9 @@ class Lanes:
     def take(self, now: float, *, idle: bool) -> Taken:
         """The next batch. `idle`: the device has nothing to do; otherwise only a full batch goes.
 
-        An idle device takes what is there at once, unless another tile of the lane is known to be on
-        its way and the batch is not full: then it waits for it at most `max_hold_s`, counted from the
-        first item, and never into a deadline. A lone request never waits.
+        An idle device takes what is there at once, unless another tile of the lane is known to be
+        on its way and the batch is not full: then it waits for it at most `max_hold_s`, counted
+        from the first item, and never into a deadline. A lone request never waits.
         """
         taken = Taken()
         lane = self._next_lane(now, taken)

@@ -16,8 +16,8 @@ from app.types import Inference, Mask, ModelSpec, Pixels
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """A picture up to `whole_pixels` padded pixels is one tile; larger ones are cut into tiles of at
-    most `side` squared pixels."""
+    """A picture up to `whole_pixels` padded pixels is one tile; larger ones are cut into tiles of
+    at most `side` squared pixels."""
 
     whole_pixels: int
     side: int
@@ -28,8 +28,8 @@ class Tiling:
         rows, columns = fitting.padded(height, width)
         if not spec.local and rows * columns > self.whole_pixels:
             raise PictureTooLarge(
-                f"`{spec.label}` interpolates with aligned corners, so a picture cannot be cut into "
-                f"tiles; this server takes at most {self.whole_pixels:,} padded pixels whole "
+                f"`{spec.label}` interpolates with aligned corners, so a picture cannot be cut "
+                f"into tiles; this server takes at most {self.whole_pixels:,} padded pixels whole "
                 "(TERNAUS_WHOLE_PIXELS)",
                 limit="TERNAUS_WHOLE_PIXELS",
                 limit_value=self.whole_pixels,

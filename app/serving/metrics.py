@@ -1,12 +1,13 @@
 """Every figure of the server, in Prometheus terms, one registry per application.
 
-Durations have fine buckets from 250 microseconds (factor 1.5); labels are of low cardinality: never a
-request id, a file name or a picture size.
+Durations have fine buckets from 250 microseconds (factor 1.5); labels are of low cardinality: never
+a request id, a file name or a picture size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,49 +28,82 @@ class Metrics:
             "ternaus_requests", "Requests answered", ["route", "code", "reason"], registry=registry
         )
         self.request_seconds = Histogram(
-            "ternaus_request_duration_seconds", "Headers to last byte", ["route"],
-            buckets=DURATIONS, registry=registry,
+            "ternaus_request_duration_seconds",
+            "Headers to last byte",
+            ["route"],
+            buckets=DURATIONS,
+            registry=registry,
         )
         self.stage_seconds = Histogram(
-            "ternaus_stage_duration_seconds", "Time of a request in each stage", ["stage"],
-            buckets=DURATIONS, registry=registry,
+            "ternaus_stage_duration_seconds",
+            "Time of a request in each stage",
+            ["stage"],
+            buckets=DURATIONS,
+            registry=registry,
         )
         self.batch_images = Histogram(
-            "ternaus_batch_images", "Tiles in a launched batch", ["model"],
-            buckets=BATCHES, registry=registry,
+            "ternaus_batch_images",
+            "Tiles in a launched batch",
+            ["model"],
+            buckets=BATCHES,
+            registry=registry,
         )
         self.batch_fill = Histogram(
-            "ternaus_batch_fill_ratio", "Tiles in a batch by what would fit", ["model"],
-            buckets=tuple(i / 8 for i in range(1, 9)), registry=registry,
+            "ternaus_batch_fill_ratio",
+            "Tiles in a batch by what would fit",
+            ["model"],
+            buckets=tuple(i / 8 for i in range(1, 9)),
+            registry=registry,
         )
         self.batch_seconds = Histogram(
-            "ternaus_batch_duration_seconds", "Device time of a batch", ["model"],
-            buckets=DURATIONS, registry=registry,
+            "ternaus_batch_duration_seconds",
+            "Device time of a batch",
+            ["model"],
+            buckets=DURATIONS,
+            registry=registry,
         )
         self.batches = Counter(
-            "ternaus_batches", "Batches launched, by why they went", ["model", "trigger"], registry=registry
+            "ternaus_batches",
+            "Batches launched, by why they went",
+            ["model", "trigger"],
+            registry=registry,
         )
         self.retries = Counter(
             "ternaus_batch_retries", "Batches run again in parts", ["cause"], registry=registry
         )
-        self.rejected = Counter("ternaus_rejected", "Requests refused at the door", ["reason"], registry=registry)
+        self.rejected = Counter(
+            "ternaus_rejected", "Requests refused at the door", ["reason"], registry=registry
+        )
         self.cancelled = Counter(
             "ternaus_cancelled", "Work dropped because nobody waits", ["stage"], registry=registry
         )
         self.late = Counter(
-            "ternaus_deadline_missed", "Work dropped because its time ran out", ["stage"], registry=registry
+            "ternaus_deadline_missed",
+            "Work dropped because its time ran out",
+            ["stage"],
+            registry=registry,
         )
-        self.images = Counter("ternaus_images", "Pictures by outcome", ["outcome"], registry=registry)
-        self.pixels = Counter("ternaus_pixels", "Pixels of the pictures segmented", registry=registry)
+        self.images = Counter(
+            "ternaus_images", "Pictures by outcome", ["outcome"], registry=registry
+        )
+        self.pixels = Counter(
+            "ternaus_pixels", "Pixels of the pictures segmented", registry=registry
+        )
         self.padding = Counter(
-            "ternaus_padding_pixels", "Pixels computed beyond those of the pictures", registry=registry
+            "ternaus_padding_pixels",
+            "Pixels computed beyond those of the pictures",
+            registry=registry,
         )
         self.model_info = Gauge(
-            "ternaus_model_info", "Open models", ["name", "version", "digest", "device", "precision"],
+            "ternaus_model_info",
+            "Open models",
+            ["name", "version", "digest", "device", "precision"],
             registry=registry,
         )
         self.last_batch = Gauge(
-            "ternaus_last_batch_timestamp_seconds", "Unix time of the last finished batch", registry=registry
+            "ternaus_last_batch_timestamp_seconds",
+            "Unix time of the last finished batch",
+            registry=registry,
         )
 
     # What the batcher tells.
@@ -100,10 +134,13 @@ class Metrics:
 class _Live:
     """Gauges whose truth lies elsewhere and is asked for when Prometheus asks."""
 
-    NAMES: dict[str, tuple[str, str]] = {
+    NAMES: ClassVar[dict[str, tuple[str, str]]] = {
         "tiles": ("ternaus_queue_images", "Tiles waiting for the device"),
         "pixels": ("ternaus_queue_pixels", "Pixels waiting for the device"),
-        "oldest_age_seconds": ("ternaus_queue_oldest_age_seconds", "Age of the oldest waiting tile"),
+        "oldest_age_seconds": (
+            "ternaus_queue_oldest_age_seconds",
+            "Age of the oldest waiting tile",
+        ),
         "estimated_wait_seconds": ("ternaus_estimated_wait_seconds", "Predicted wait of new work"),
         "requests": ("ternaus_inflight_requests", "Requests being worked on"),
         "body_bytes": ("ternaus_inflight_bytes", "Received bytes being worked on"),
@@ -125,7 +162,9 @@ class _Live:
         if "busy_seconds" in figures:
             found.append(
                 CounterMetricFamily(
-                    "ternaus_device_busy_seconds", "Seconds the device computed", value=figures["busy_seconds"]
+                    "ternaus_device_busy_seconds",
+                    "Seconds the device computed",
+                    value=figures["busy_seconds"],
                 )
             )
         return found

@@ -1,17 +1,18 @@
 """The journey of a picture: bytes in, the bytes of its mask out. Every way in meets it here.
 
 decode [host threads] -> fit and tiles -> the batcher's queue -> the device -> tiles put together ->
-the picture's own size -> encode [host threads]. Down once, up once; a deadline holds at every stage,
-and when nobody waits any more the work is dropped wherever it is.
+the picture's own size -> encode [host threads]. Down once, up once; a deadline holds at every
+stage, and when nobody waits any more the work is dropped wherever it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import TypeVar, TypeVarTuple
 
 from app.encodings import base as encodings
 from app.encodings.base import Encoding
@@ -31,6 +32,9 @@ from app.serving.layout import Layout, Sheet, Tiling
 from app.serving.metrics import Metrics
 from app.types import Inference, Mask, Picture
 
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
+
 # A shape that was asked for this often is worth preparing (compiling, capturing) in the background.
 _HOT = 3
 # Shapes whose use is counted; any number of others may come by.
@@ -39,7 +43,9 @@ _LANES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a request wants. `threshold` None: the model's own. `frame`: of an animation or a document."""
+    """What a request wants. `threshold` None: the model's own. `frame`: of an animation or a
+    document.
+    """
 
     model: str | None = None
     format: str = "png"
@@ -207,7 +213,8 @@ class Segmenter:
                 )
                 break
             except DeviceOutOfMemory:
-                # A tile that does not fit alone is computed in smaller ones: same mask, less memory.
+                # A tile that does not fit alone is computed in smaller ones: same mask, less
+                # memory.
                 smaller = layout.smaller()
                 if smaller is None:
                     raise
@@ -219,7 +226,9 @@ class Segmenter:
         permit.release_device(progress.device_s)
         self._warm(Lane(model.engine, *layout.shape))
         shown = None if model.spec.task == "multiclass" else threshold
-        return await self._in_host(sheet.mask, shown) if len(layout.tiles) > 1 else sheet.mask(shown)
+        return (
+            await self._in_host(sheet.mask, shown) if len(layout.tiles) > 1 else sheet.mask(shown)
+        )
 
     async def _tiles(
         self,
@@ -242,12 +251,12 @@ class Segmenter:
             future: asyncio.Future[Inference] = loop.create_future()
 
             def deliver(item: Item, outcome: Outcome) -> None:
-                loop.call_soon_threadsafe(_settle, future, outcome, item, progress, self.clock.now())
+                loop.call_soon_threadsafe(
+                    _settle, future, outcome, item, progress, self.clock.now()
+                )
 
             waiting[future] = tile
-            self.batcher.submit(
-                Item(lane, flow, layout.cut(tile), threshold, probability, deliver)
-            )
+            self.batcher.submit(Item(lane, flow, layout.cut(tile), threshold, probability, deliver))
 
         tiles = iter(layout.tiles)
         try:
@@ -290,7 +299,9 @@ class Segmenter:
         self.metrics.pixels.inc(pixels)
         self.metrics.padding.inc(len(layout.tiles) * layout.shape[0] * layout.shape[1] - pixels)
 
-    async def _in_host(self, work, *arguments):  # type: ignore[no-untyped-def]
+    async def _in_host(
+        self, work: Callable[[*Arguments], Result], *arguments: *Arguments
+    ) -> Result:
         """Run on a host thread. Cancelling drops what has not begun."""
         return await asyncio.get_running_loop().run_in_executor(self.host, work, *arguments)
 

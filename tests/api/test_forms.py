@@ -51,7 +51,9 @@ def test_long_field() -> None:
         parse_form(*form({"file": ("a", b"x")}, {"format": "p" * 2000}))
 
 
-@pytest.mark.parametrize("content_type", [b"multipart/form-data", b"multipart/form-data; boundary="])
+@pytest.mark.parametrize(
+    "content_type", [b"multipart/form-data", b"multipart/form-data; boundary="]
+)
 def test_no_boundary(content_type: bytes) -> None:
     with pytest.raises(MalformedRequest):
         parse_form(b"--x\r\n", content_type)

@@ -71,7 +71,7 @@ def test_query_beats_accept() -> None:
 
 
 def test_nothing_acceptable() -> None:
-    with pytest.raises(NotAcceptable, match="video/mp4.*offered: image/png"):
+    with pytest.raises(NotAcceptable, match=r"video/mp4.*offered: image/png"):
         ASKS.read(b"", "video/mp4, image/png;q=0")
 
 

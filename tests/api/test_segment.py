@@ -178,7 +178,9 @@ def test_limits_are_named(tmp_path: Path) -> None:
 
         chunked = server.client.post("/segment", content=stream())
         refused(chunked, 413, "body_too_large")
-        body = refused(server.post(encoded(np.zeros((50, 50, 3), np.uint8))), 422, "picture_too_large")
+        body = refused(
+            server.post(encoded(np.zeros((50, 50, 3), np.uint8))), 422, "picture_too_large"
+        )
         assert (body["limit"], body["limit_value"]) == ("TERNAUS_MAX_PIXELS", 2000)
         assert opened(server.post(encoded(np.zeros((30, 30, 3), np.uint8)))).shape == (30, 30)
 
@@ -222,7 +224,9 @@ def held(tmp_path: Path) -> Iterator[tuple[Running, Holding, FakeEngine]]:
             holding.leave.set()
 
 
-def in_background(server: Running, value: int, **headers: str) -> tuple[threading.Thread, list[Any]]:
+def in_background(
+    server: Running, value: int, **headers: str
+) -> tuple[threading.Thread, list[Any]]:
     found: list[Any] = []
     data = encoded(np.full((32, 32, 3), value, np.uint8))
     thread = threading.Thread(target=lambda: found.append(server.post(data, **headers)))

@@ -77,9 +77,7 @@ class Process:
 @contextlib.contextmanager
 def serving(*arguments: str, **environment: str) -> Iterator[Process]:
     """`ternaus serve` on a free port of loopback, killed at the end if it still runs."""
-    process = Process(
-        "serve", "--host", "127.0.0.1", "--port", "0", *arguments, **environment
-    )
+    process = Process("serve", "--host", "127.0.0.1", "--port", "0", *arguments, **environment)
     try:
         yield process
     finally:

@@ -21,7 +21,11 @@ def ternaus(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TERNAUS_")}
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
-        cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, timeout=240,
+        cwd=ROOT,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
 
 
@@ -32,10 +36,16 @@ def test_folder_of_pictures_becomes_a_folder_of_masks(warm_cache: str, tmp_path:
     (tmp_path / "photos" / "deep" / "b.jpg").write_bytes(data)
     (tmp_path / "photos" / "notes.txt").write_text("not a picture")
     done = ternaus(
-        "segment", str(tmp_path / "photos"), "-o", str(tmp_path / "masks"), TERNAUS_CACHE_DIR=warm_cache
+        "segment",
+        str(tmp_path / "photos"),
+        "-o",
+        str(tmp_path / "masks"),
+        TERNAUS_CACHE_DIR=warm_cache,
     )
     assert done.returncode == 0, done.stderr
-    masks = sorted(p.relative_to(tmp_path / "masks").as_posix() for p in (tmp_path / "masks").rglob("*.*"))
+    masks = sorted(
+        p.relative_to(tmp_path / "masks").as_posix() for p in (tmp_path / "masks").rglob("*.*")
+    )
     assert masks == ["a.png", "deep/b.png"]
     for name in masks:
         with Image.open(tmp_path / "masks" / name) as image:
@@ -47,7 +57,12 @@ def test_bad_picture_is_named_and_the_others_are_done(warm_cache: str, tmp_path:
     (tmp_path / "good.jpg").write_bytes(data)
     (tmp_path / "bad.jpg").write_bytes(data[:500])
     done = ternaus(
-        "segment", str(tmp_path), "-o", str(tmp_path / "masks"), "--format", "rle",
+        "segment",
+        str(tmp_path),
+        "-o",
+        str(tmp_path / "masks"),
+        "--format",
+        "rle",
         TERNAUS_CACHE_DIR=warm_cache,
     )
     assert done.returncode == 1

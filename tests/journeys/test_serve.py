@@ -55,7 +55,11 @@ def test_curl_examples_run_as_shown(server: Process, tmp_path: Path) -> None:
     for words, command in EXAMPLES:
         done = subprocess.run(
             command.format(url=server.url).replace("curl ", "curl -sS --fail-with-body "),
-            shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         if "-o mask.png" in command and "threshold" not in command:
@@ -190,9 +194,7 @@ def test_damaged_store_never_becomes_ready(damage, words: str, tmp_path: Path) -
     for path in (tmp_path / MODEL / "1").iterdir():
         path.chmod(0o644)
     manifest = tmp_path / MODEL / "1" / "manifest.json"
-    manifest.write_text(
-        manifest.read_text().replace(f'"version": {newest().name}', '"version": 1')
-    )
+    manifest.write_text(manifest.read_text().replace(f'"version": {newest().name}', '"version": 1'))
     damage(tmp_path / MODEL / "1")
     with serving("--store", str(tmp_path), TERNAUS_CACHE_DIR=str(tmp_path / "cache")) as process:
         assert process.wait_exit() == 1

@@ -22,7 +22,8 @@ from app.serving.lanes import Flow, Item, Lane, Outcome
 from app.types import Inference, Pixels
 from tests.fakes import FakeClock, FakeEngine
 
-# A bound on waiting for a thread that has been told to go on: generous, and only reached on failure.
+# A bound on waiting for a thread that has been told to go on: generous, and only reached on
+# failure.
 PATIENCE = 20.0
 
 
