@@ -174,7 +174,10 @@ def verify(
     damaged = False
     for label in wanted:
         report = shelf.verify(label, finite=True)
-        typer.echo(str(report))
+        state = "sound" if report.sound else "damaged"
+        typer.echo(f"{report.label}: {state}, {report.files} files, {report.size_bytes:,} bytes")
+        for finding in report.findings:
+            typer.echo(f"  {finding}", err=True)
         damaged = damaged or not report.sound
     if damaged:
         raise typer.Exit(1)

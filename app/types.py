@@ -66,8 +66,9 @@ class ModelSpec:
     `classes` lists what the net has output channels for. For `multiclass` channel 0 is the
     background. `mean` and `std` apply to RGB in 0..1. `stride` divides every tile side; `halo`
     makes tiling exact. `digest` (sha256 hex) names everything that changes an answer: weights,
-    architecture, parameters, task, classes, input, threshold, precision. `weights` and
-    `sample` are local files; the sample is a picture and the mask PNG that the model must give.
+    architecture, parameters, task, classes, input, threshold, precision. `weights` (of
+    `weights_sha256`) and `sample` are local files; the sample is a picture and the mask PNG that
+    the model must give.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ModelSpec:
     precision: str
     digest: str
     weights: str
+    weights_sha256: str
     sample_picture: str
     sample_mask: str
     fit: Literal["pad"] = "pad"

@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py --sides 256 512 1024 --rounds 5 --json results.json
 
-Every contender answers the same picture, from uint8 pixels to packed bits, batch of one. The machine
-may be noisy, so the contenders take turns and the fastest round of each counts; the ratio to eager
+Every contender answers the same picture, from uint8 pixels to packed bits, batch of one. The
+machine may be noisy, so the contenders take turns and the fastest round of each counts; the ratio to eager
 torch is what to quote, not the milliseconds.
 """
 

@@ -58,6 +58,7 @@ def model_spec(**changes: Any) -> ModelSpec:
         "precision": "float32",
         "digest": "0" * 64,
         "weights": "",
+        "weights_sha256": "",
         "sample_picture": "",
         "sample_mask": "",
     }

@@ -182,7 +182,7 @@ def _segment_operation() -> dict[str, Any]:
         "description": (
             "Send the bytes of a picture as the body, or as the part `file` of a form. The mask "
             "has the size of the picture as a person sees it (EXIF turn applied). The format "
-            "comes from `?format= or from the `Accept` header."
+            "comes from `?format=` or from the `Accept` header."
         ),
         "operationId": "segment",
         "parameters": parameters,

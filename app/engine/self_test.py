@@ -35,6 +35,8 @@ def self_test(
     """
     spec = engine.spec
     thresholds = np.array([spec.threshold], np.float32)
+    # Prepared first: what is tested is the way that hot shapes take.
+    engine.prepare(pixels.shape[0], pixels.shape[1], 1)
     result = engine.infer(pixels[None], thresholds)
     if not result.finite.all():
         raise SelfTestFailed(f"{spec.label} gave NaN or infinity for its own sample picture")

@@ -52,6 +52,8 @@ class TorchEngine:
         self.device = torch.device(device)
         self._lock = threading.Lock()
         self._lost: EngineLost | None = None
+        # Asked once: `describe` must answer when the device no longer does.
+        self._device_name = device_name(self.device)
         cores = threads or quota_cores()
         if self.device.type == "cpu" and cores:
             torch.set_num_threads(cores)
@@ -86,7 +88,7 @@ class TorchEngine:
         return {
             "backend": "torch",
             "device": str(self.device),
-            "device_name": device_name(self.device),
+            "device_name": self._device_name,
             "version": torch.__version__,
             "precision": self.precision,
             "threads": torch.get_num_threads(),

@@ -18,7 +18,7 @@ from app.types import ModelSpec
 def load_net(spec: ModelSpec) -> nn.Module:
     """The net of `spec` in float32 and evaluation mode; weights stored in any float type.
 
-    Raises ModelDamaged where the file is unreadable, is not the one that `spec.digest` names, or
+    Raises ModelDamaged where the file is unreadable, is not of `spec.weights_sha256`, or
     lacks, exceeds or misshapes a tensor, or holds NaN or infinity; EngineError for an unknown
     architecture or parameter.
     """
@@ -55,9 +55,9 @@ def _read(spec: ModelSpec) -> dict[str, torch.Tensor]:
         raise ModelDamaged(f"weights of {spec.label} cannot be read: {exc}") from exc
     # Conversions are kept by digest: one wrong file under a right name would be served for ever.
     digest = hashlib.sha256(content).hexdigest()
-    if digest != spec.digest:
+    if digest != spec.weights_sha256:
         raise ModelDamaged(
-            f"weights of {spec.label} have sha256 {digest}, the manifest says {spec.digest}"
+            f"weights of {spec.label} have sha256 {digest}, the manifest says {spec.weights_sha256}"
         )
     try:
         state: dict[str, torch.Tensor] = load(content)

@@ -377,6 +377,7 @@ class Manifest(Draft):
             precision=self.precision,
             digest=self.digest,
             weights=str(paths[WEIGHTS]),
+            weights_sha256=self.files[WEIGHTS].sha256,
             sample_picture=str(paths[self.sample.picture]),
             sample_mask=str(paths[self.sample.mask]),
             fit=self.input.fit,

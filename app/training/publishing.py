@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +168,8 @@ def publish_about(
             precision=said.get("precision", "auto"),
             description=said.get("description", ""),
         )
-        provenance = {**said["provenance"], "date": date.fromisoformat(said["provenance"]["date"])}
-        licence, scores = said["licence"], said.get("scores", [])
+        licence, provenance = said["licence"], said["provenance"]
+        scores = said.get("scores", [])
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise TrainingError(f"cannot use `{about}` and `{card}`: {exc!r}") from exc
     return publish(

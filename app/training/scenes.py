@@ -1,100 +1,88 @@
-"""Folders of pictures and masks, read into scenes: the ground that crops are cut from.
+"""Scenes: the ground that crops are cut from. Touching web-map tiles become one scene.
 
-A folder holds `images/` and `masks/` with equal stems. Web-map tiles named `<anything>-x-y-zoom`
-that touch each other are put together into one scene, so that a crop may reach across their edges;
-ground that no tile covers is labelled IGNORE. Any other picture is a scene of its own.
+Tiles are named `<anything>-x-y-zoom`; a crop may then reach across their edges, and ground that no
+tile covers is labelled IGNORE. Any other picture is a scene of its own.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from app.errors import TrainingError
 from app.training.losses import IGNORE
+from app.types import Pixels
 
 _TILE = re.compile(r"^(?P<source>.+)-(?P<x>\d+)-(?P<y>\d+)-(?P<zoom>\d+)$")
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A picture file and its mask file."""
-
-    stem: str
-    picture: Path
-    mask: Path
+Labels = NDArray[np.uint8]
+Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`pixels` (H, W, 3) uint8 RGB, `labels` (H, W) uint8: 0, 1 or IGNORE."""
+    """`pixels` (H, W, 3) uint8 RGB; `labels` (P, H, W) uint8, IGNORE where nothing is known.
+
+    One plane of 0 and 1 (`binary`) or of class indices (`multiclass`), or a plane of 0 and 1 for
+    each class (`multilabel`).
+    """
 
     name: str
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    pixels: Pixels
+    labels: Labels
 
 
-def pairs(folder: Path) -> list[Pair]:
-    """Every picture of `folder`/images with its mask. Raises TrainingError listing what is wrong."""
-    pictures = sorted(p for p in (folder / "images").glob("*") if p.suffix.lower() in _PICTURES)
-    if not pictures:
-        raise TrainingError(f"no pictures in `{folder / 'images'}`")
-    found = [Pair(p.stem, p, folder / "masks" / f"{p.stem}.png") for p in pictures]
-    orphans = [pair.picture.name for pair in found if not pair.mask.is_file()]
-    if orphans:
-        raise TrainingError(
-            f"{len(orphans)} pictures of `{folder}` have no mask: {', '.join(orphans[:10])}"
-        )
-    return found
+@dataclass(frozen=True, slots=True, order=True)
+class Tile:
+    """The place of a web-map tile, read from its name."""
+
+    source: str
+    zoom: int
+    x: int
+    y: int
+
+    @classmethod
+    def of(cls, stem: str) -> Tile | None:
+        """None where the name is not that of a tile."""
+        match = _TILE.match(stem)
+        if match is None:
+            return None
+        return cls(match["source"], int(match["zoom"]), int(match["x"]), int(match["y"]))
+
+    def at(self, zoom: int) -> Tile:
+        """The tile of a coarser zoom that covers this one's ground."""
+        steps = self.zoom - zoom
+        return Tile(self.source, zoom, self.x >> steps, self.y >> steps)
 
 
-def read_pair(pair: Pair) -> Scene:
-    """Decode both files. Raises TrainingError where they are unreadable or differ in size."""
-    try:
-        with Image.open(pair.picture) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        with Image.open(pair.mask) as image:
-            labels = (np.asarray(image.convert("L")) > 0).astype(np.uint8)
-    except OSError as exc:
-        raise TrainingError(f"cannot read `{pair.stem}`: {exc}") from exc
-    if pixels.shape[:2] != labels.shape:
-        raise TrainingError(
-            f"`{pair.picture.name}` is {pixels.shape[1]} x {pixels.shape[0]}, "
-            f"its mask {labels.shape[1]} x {labels.shape[0]}"
-        )
-    return Scene(pair.stem, pixels, labels)
-
-
-def scenes(folder: Path) -> list[Scene]:
-    """Every scene of a folder, touching web-map tiles joined."""
-    single: list[Scene] = []
-    grids: dict[tuple[str, str], dict[tuple[int, int], Scene]] = defaultdict(dict)
-    for pair in pairs(folder):
-        scene = read_pair(pair)
-        match = _TILE.match(pair.stem)
-        if match:
-            grids[match["source"], match["zoom"]][int(match["x"]), int(match["y"])] = scene
+def grids(stems: Iterable[str]) -> list[list[str]]:
+    """Names that make one scene each: single pictures first, then groups of touching tiles."""
+    single: list[list[str]] = []
+    found: dict[tuple[str, int], dict[Place, str]] = {}
+    for stem in stems:
+        tile = Tile.of(stem)
+        if tile is None:
+            single.append([stem])
         else:
-            single.append(scene)
-    for (source, zoom), grid in sorted(grids.items()):
-        for group in _touching(set(grid)):
-            single.append(_join(f"{source}-{zoom}", {place: grid[place] for place in group}))
+            found.setdefault((tile.source, tile.zoom), {})[tile.x, tile.y] = stem
+    # As text: the order of scenes decides which crop is which, so it must never change.
+    for key in sorted(found, key=lambda key: (key[0], str(key[1]))):
+        grid = found[key]
+        single += [[grid[place] for place in group] for group in touching(grid)]
     return single
 
 
-def _touching(places: set[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Connected groups of grid places (8 neighbours)."""
+def touching(places: Iterable[Place]) -> list[list[Place]]:
+    """Connected groups of grid places (8 neighbours), each sorted."""
     groups = []
     left = set(places)
     while left:
-        group, edge = [], [min(left)]
+        edge = [min(left)]
+        group: list[Place] = []
         left.discard(edge[0])
         while edge:
             x, y = edge.pop()
@@ -107,19 +95,28 @@ def _touching(places: set[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     return groups
 
 
-def _join(name: str, tiles: dict[tuple[int, int], Scene]) -> Scene:
-    """Paste tiles of one size side by side: x grows to the right, y downwards."""
-    sizes = {tile.labels.shape for tile in tiles.values()}
+def join(scenes: Mapping[str, Scene]) -> Scene:
+    """Paste tiles of one size side by side: x grows to the right, y downwards.
+
+    `scenes` maps names of one group of `grids` to what they show; one scene is given back as it is.
+    Raises TrainingError where sizes differ.
+    """
+    if len(scenes) == 1:
+        return next(iter(scenes.values()))
+    tiles = {Tile.of(stem): scene for stem, scene in scenes.items()}
+    sizes = sorted({scene.labels.shape for scene in tiles.values()})
+    first = min(tile for tile in tiles if tile is not None)
     if len(sizes) > 1:
-        raise TrainingError(f"tiles of `{name}` differ in size: {sorted(sizes)}")
-    (height, width) = sizes.pop()
-    left, top = min(x for x, _ in tiles), min(y for _, y in tiles)
-    columns = max(x for x, _ in tiles) - left + 1
-    rows = max(y for _, y in tiles) - top + 1
+        raise TrainingError(f"tiles of `{first.source}` differ in size: {sizes}")
+    planes, height, width = sizes[0]
+    places = [(tile.x, tile.y) for tile in tiles if tile is not None]
+    left, top = min(x for x, _ in places), min(y for _, y in places)
+    columns = max(x for x, _ in places) - left + 1
+    rows = max(y for _, y in places) - top + 1
     pixels = np.zeros((rows * height, columns * width, 3), np.uint8)
-    labels = np.full((rows * height, columns * width), IGNORE, np.uint8)
-    for (x, y), tile in tiles.items():
+    labels = np.full((planes, rows * height, columns * width), IGNORE, np.uint8)
+    for (x, y), scene in zip(places, tiles.values(), strict=True):
         r, c = (y - top) * height, (x - left) * width
-        pixels[r : r + height, c : c + width] = tile.pixels
-        labels[r : r + height, c : c + width] = tile.labels
-    return Scene(f"{name}-{left}-{top}", pixels, labels)
+        pixels[r : r + height, c : c + width] = scene.pixels
+        labels[:, r : r + height, c : c + width] = scene.labels
+    return Scene(f"{first.source}-{first.zoom}-{left}-{top}", pixels, labels)

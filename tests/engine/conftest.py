@@ -40,7 +40,7 @@ def write_state(spec: ModelSpec, state: Mapping[str, torch.Tensor], path: Path) 
     """Save a state as the weights of `spec`, digest included."""
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(spec, weights=str(path), digest=digest)
+    return replace(spec, weights=str(path), weights_sha256=digest, digest=digest)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_what_is_not_safetensors_is_refused(specs: dict[str, ModelSpec], tmp_pat
 
     (tmp_path / "weights").write_bytes(b"hello")
     digest = hashlib.sha256(b"hello").hexdigest()
-    spec = replace(specs["binary"], weights=str(tmp_path / "weights"), digest=digest)
+    spec = replace(specs["binary"], weights=str(tmp_path / "weights"), weights_sha256=digest)
     with pytest.raises(ModelDamaged, match="not safetensors"):
         load_net(spec)
 
