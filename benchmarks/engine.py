@@ -3,8 +3,8 @@
     python benchmarks/engine.py --sides 256 512 1024 --rounds 5 --json results.json
 
 Every contender answers the same picture, from uint8 pixels to packed bits, batch of one. The
-machine may be noisy, so the contenders take turns and the fastest round of each counts; the ratio to eager
-torch is what to quote, not the milliseconds.
+machine may be noisy, so the contenders take turns and the fastest round of each counts; the ratio
+to eager torch is what to quote, not the milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def random_model(architecture: str, folder: Path) -> ModelSpec:
     initialise(net, generator=torch.Generator().manual_seed(0))
     weights = folder / "weights.safetensors"
     save_file({name: value.half() for name, value in net.state_dict().items()}, weights)
-    spec = ModelSpec(
+    return ModelSpec(
         name="random",
         version=1,
         architecture=architecture,
@@ -86,11 +85,11 @@ def random_model(architecture: str, folder: Path) -> ModelSpec:
         threshold=0.5,
         precision="float32",
         digest="",
+        weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         weights=str(weights),
         sample_picture="",
         sample_mask="",
     )
-    return replace(spec, digest=hashlib.sha256(weights.read_bytes()).hexdigest())
 
 
 Run = Callable[[Pixels], Any]

@@ -101,7 +101,7 @@ def _findings_file(
         return None
     key = key_of(
         {
-            "weights": spec.digest,
+            "weights": spec.weights_sha256,
             "architecture": spec.architecture,
             "parameters": dict(spec.parameters),
             "task": spec.task,

@@ -52,7 +52,7 @@ def conversion_key(spec: ModelSpec) -> str:
     """Changes with everything that the converted file depends on, our own sources included."""
     return key_of(
         {
-            "weights": spec.digest,
+            "weights": spec.weights_sha256,
             "architecture": spec.architecture,
             "parameters": dict(spec.parameters),
             "channels": spec.channels,

@@ -1,10 +1,10 @@
 """The CPU engine: OpenVINO, one stream on all cores. It imports no torch once a model is converted.
 
 One compiled model serves every tile shape. Measured with OpenVINO 2026.4 on 2 cores of x86 with
-bfloat16, TernausNet-11, batch of one: at 256, 512 and 1024 pixels square a dynamic shape runs as fast as a static
-one (0.98 to 1.01 times), also when three shapes take turns (within 3 %); the first tile of a new
-shape costs 0.02 to 0.2 s more than the second; compiling takes 0.15 to 0.3 s either way. A static
-model per hot shape would give nothing and hold its own copy of the weights (100 to 200 MB).
+bfloat16, TernausNet-11, batch of one: at 256, 512 and 1024 pixels square a dynamic shape runs as
+fast as a static one (within the noise of 5 %), also when three shapes take turns; the first tile of
+a new shape costs 0.02 to 0.2 s more than the second; compiling takes 0.15 to 0.3 s either way. A
+static model per hot shape would give nothing and hold its own copy of the weights (about 100 MB).
 
 What has to be bounded is memory: each new shape leaves about 4 MB of kernels behind, and the
 working memory stays at that of the largest tile (2.2 GB after 2048 x 2048). See SHAPES and LARGE.

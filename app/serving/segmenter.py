@@ -37,6 +37,8 @@ Arguments = TypeVarTuple("Arguments")
 
 # A shape that was asked for this often is worth preparing (compiling, capturing) in the background.
 _HOT = 3
+# How many times the time left a prediction must be to refuse a picture on an idle device.
+_FAR_OFF = 3.0
 # Shapes whose use is counted; any number of others may come by.
 _LANES = 1024
 
@@ -183,11 +185,26 @@ class Segmenter:
             self.batcher.expect(lane, -1)
 
     def _refuse_if_late(self, layout: Layout, model: OpenModel, deadline: float) -> None:
-        """Now that the size is known: work that cannot be done in time is not begun."""
+        """Now that the size is known: work that cannot be done in time is not begun.
+
+        On an idle device a prediction must be far off the mark to refuse, for what is never tried
+        is never measured anew.
+        """
         lane = Lane(model.engine, *layout.shape)
-        wait = self.batcher.estimated_wait_s(lane, len(layout.tiles))
+        tiles = len(layout.tiles)
+        backlog = self.batcher.estimated_wait_s()
+        wait = self.batcher.estimated_wait_s(lane, tiles)
         left = deadline - self.clock.now()
-        if wait > left:
+        alone = wait - backlog
+        if alone > left * (_FAR_OFF if backlog == 0 else 1):
+            self.metrics.rejected.labels("too_long").inc()
+            raise DeadlineExceeded(
+                f"this picture alone needs about {alone:.0f} s of the device ({tiles} tiles); "
+                f"{left:.1f} s are left (TERNAUS_REQUEST_TIMEOUT_S, `X-Request-Timeout-Ms`)",
+                stage="admission",
+                limit="TERNAUS_REQUEST_TIMEOUT_S",
+            )
+        if backlog and wait > left:
             self.metrics.rejected.labels("overloaded").inc()
             raise Overloaded(
                 f"estimated wait {wait * 1000:.0f} ms exceeds the time left, {left * 1000:.0f} ms",

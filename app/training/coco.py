@@ -33,7 +33,9 @@ def open_coco(file: Path, reading: Reading) -> Collection:
         marks = [(int(one["image_id"]), int(one["category_id"]), one) for one in said["annotations"]]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise TrainingError(f"`{file}` is not COCO JSON of instances: {exc!r}") from exc
-    task, classes = reading.labels([categories[key] for key in sorted(categories)], "multilabel")
+    task, classes = reading.labels(
+        [categories[key] for key in sorted(categories)], usual="multilabel", written=False
+    )
     wanted = [label.name for label in (classes[1:] if task == "multiclass" else classes)]
     absent = [name for name in wanted if name not in categories.values()]
     if absent:

@@ -76,18 +76,22 @@ class Reading:
     ignore: int | None = None
     order: Literal["F", "C"] = "F"
 
-    def labels(self, found: Sequence[str], usual: Task) -> tuple[Task, tuple[Label, ...]]:
+    def labels(
+        self, found: Sequence[str], *, usual: Task, written: bool
+    ) -> tuple[Task, tuple[Label, ...]]:
         """The task, and its classes with the background first where they exclude each other.
 
-        `found`: what the files call their classes, the background not among them. `usual`: the task
-        of several classes in this layout.
+        `found`: what the files call their classes. `usual`: the task of several classes in this
+        layout. `written`: the background has a value of its own in the files, so that whoever names
+        classes names it too.
         """
         texts = list(self.classes or found)
         if not texts:
-            raise TrainingError("the files name no class\nhint: name them with `--classes`")
+            raise TrainingError("the files name no class\nhint: name them with `--class`")
         task = self.task or ("binary" if len(texts) == 1 else usual)
-        if task == "multiclass" and (not self.classes or len(texts) == 1):
-            texts = ["background", *texts]
+        if task == "multiclass" and (len(texts) == 1 or not written):
+            named = texts[0].startswith("background") and len(texts) > 1
+            texts = texts if named else ["background", *texts]
         if task == "binary" and len(texts) != 1:
             raise TrainingError(f"a binary model has 1 class, not {len(texts)}: {', '.join(texts)}")
         return task, labels_of(texts, task)

@@ -76,7 +76,7 @@ def _pictures(folder: Path) -> list[Path]:
 def _paired(
     folder: Path, pictures: list[Path], masks: list[Path], reading: Reading
 ) -> Collection:
-    task, classes = reading.labels(("foreground",), "multiclass")
+    task, classes = reading.labels(("foreground",), usual="multiclass", written=True)
     if task == "multilabel":
         raise TrainingError(
             f"one mask file cannot hold classes that overlap: `{folder}` needs a folder for each "
@@ -101,7 +101,9 @@ def _paired(
 def _open_layers(
     folder: Path, pictures: list[Path], layers: list[Path], reading: Reading
 ) -> Collection:
-    task, classes = reading.labels([path.name for path in layers], "multilabel")
+    task, classes = reading.labels(
+        [path.name for path in layers], usual="multilabel", written=False
+    )
     named = {path.name: path for path in layers}
     wanted = classes[1:] if task == "multiclass" else classes
     missing = [label.name for label in wanted if label.name not in named]

@@ -31,7 +31,9 @@ def open_table(file: Path, reading: Reading) -> Collection:
     """The pictures that a CSV names. Raises TrainingError where the file itself is not understood."""
     rows = _rows(file)
     names = sorted({name for _, name, _ in rows if name})
-    task, classes = reading.labels(names or ("foreground",), "multilabel")
+    task, classes = reading.labels(
+        names or ("foreground",), usual="multilabel", written=False
+    )
     wanted = [label.name for label in (classes[1:] if task == "multiclass" else classes)]
     unknown = sorted(set(names) - set(wanted)) if len(names) > 1 else []
     problems = [f"`{file.name}` names class `{name}`, which was not asked for" for name in unknown]

@@ -35,7 +35,7 @@ def test_the_key_follows_what_the_conversion_depends_on(specs: dict[str, ModelSp
     spec = specs["binary"]
     assert conversion_key(spec) == conversion_key(replace(spec, name="other", threshold=0.1))
     others = [
-        replace(spec, digest="1" * 64),
+        replace(spec, weights_sha256="1" * 64),
         replace(spec, std=(0.1, 0.2, 0.3)),
         replace(spec, parameters={"classes": 1, "upsampling": "nearest"}),
         replace(spec, task="multilabel"),

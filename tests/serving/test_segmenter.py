@@ -1,0 +1,164 @@
+"""The journey without HTTP: refusals by cost, memory that runs out, work that is dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.encodings import base as encodings
+from app.errors import DeadlineExceeded, DeviceOutOfMemory, PictureTooLarge
+from app.serving.admission import Bounds
+from app.serving.house import House, Rules
+from app.serving.segmenter import Answer, Ask, Timings
+from app.types import Pixels
+from tests.fakes import FakeEngine
+from tests.server import encoded, picture, sampled, truth
+
+
+def rules(**changes: Any) -> Rules:
+    values: dict[str, Any] = {
+        "bounds": Bounds(100, 10**8, 10**9, 10**9),
+        "max_pixels": 10**8,
+        "max_decoded_bytes": 10**9,
+        "whole_pixels": 128 * 128,
+        "tile": 128,
+        "host_threads": 2,
+        "canary_s": 0.0,
+    }
+    return Rules(**{**values, **changes})
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(scenario)
+
+
+async def opened(engine: FakeEngine, **changes: Any) -> House:
+    house = House(
+        rules(**changes), resolve=lambda label: engine.spec, open_engine=lambda spec, sample: engine
+    )
+    await house.open((engine.spec.name,))
+    return house
+
+
+async def ask(house: House, data: bytes, *, seconds: float = 30.0, **options: Any) -> Answer:
+    deadline = house.clock.now() + seconds
+    with house.admission.admit(deadline=deadline, content_length=len(data)) as permit:
+        return await house.segmenter.segment(
+            data, Ask(**options), deadline=deadline, permit=permit, timings=Timings()
+        )
+
+
+def test_tile_that_does_not_fit_is_computed_in_smaller_ones(tmp_path: Path) -> None:
+    def small_device(pixels: Pixels) -> None:
+        if pixels.shape[1] * pixels.shape[2] > 96 * 96:
+            raise DeviceOutOfMemory("full")
+
+    async def scenario() -> None:
+        house = await opened(FakeEngine(sampled(tmp_path), before=small_device))
+        pixels = picture(128, 128)
+        answer = await ask(house, encoded(pixels))
+        assert (encodings.get("png").decode(answer.body)[0] == truth(pixels)).all()
+        await house.close()
+
+    run(scenario())
+
+
+def test_picture_that_takes_too_long_alone_is_told_so_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(sampled(tmp_path))
+        house = await opened(engine)
+        lane_pixels = 64 * 64
+        house.batcher._lanes.costs.observe("other", items=1, pixels=lane_pixels, seconds=2.0)
+        before = len(engine.batches)
+        with pytest.raises(
+            DeadlineExceeded, match="alone needs about .* s of the device"
+        ) as caught:
+            await ask(house, encoded(picture(500, 500)), seconds=5.0)
+        assert caught.value.limit == "TERNAUS_REQUEST_TIMEOUT_S"
+        assert len(engine.batches) == before, "the device was bothered"
+        # A prediction that is only somewhat too long is tried, so that it can be corrected.
+        pixels = picture(64, 128)
+        await ask(house, encoded(pixels), seconds=2.0)
+        assert len(engine.batches) == before + 1
+        await house.close()
+
+    run(scenario())
+
+
+def test_cancelled_request_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(sampled(tmp_path))
+        house = await opened(engine, tiles_in_flight=2)
+        reached = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        engine.before = lambda pixels: loop.call_soon_threadsafe(reached.set)  # type: ignore[assignment,return-value]
+        task = asyncio.ensure_future(ask(house, encoded(picture(900, 900))))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert house.admission.requests == house.admission.bytes == house.admission.pixels == 0
+        await house.close()
+        tiles = (900 // 64) ** 2
+        assert len(engine.batches) < tiles, "a request that was cancelled was computed to its end"
+
+    run(scenario())
+
+
+def test_net_with_aligned_corners_is_never_cut(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        spec = sampled(tmp_path, parameters={"classes": 1, "align_corners": True})
+        house = await opened(FakeEngine(spec))
+        await ask(house, encoded(picture(100, 100)))
+        with pytest.raises(PictureTooLarge, match="TERNAUS_WHOLE_PIXELS"):
+            await ask(house, encoded(picture(300, 300)))
+        await house.close()
+
+    run(scenario())
+
+
+def test_memory_of_tiles_is_bounded_by_tiles_in_flight(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        most = 0
+        engine = FakeEngine(sampled(tmp_path), sizes=(1,))
+        house = await opened(engine, tiles_in_flight=3)
+
+        def look(pixels: Pixels) -> None:
+            nonlocal most
+            most = max(most, int(house.batcher.figures()["tiles"]))
+
+        engine.before = look
+        pixels = picture(1000, 1000)
+        answer = await ask(house, encoded(pixels))
+        assert (encodings.get("png").decode(answer.body)[0] == truth(pixels)).all()
+        assert most <= 3
+        await house.close()
+
+    run(scenario())
+
+
+def test_canary_finds_a_device_that_lies(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(sampled(tmp_path))
+        house = await opened(engine, canary_s=0.02)
+        assert house.ready
+
+        def lie(pixels: Pixels) -> None:
+            pixels.setflags(write=True)
+            np.invert(pixels, out=pixels)
+
+        engine.before = lie
+        for _ in range(400):
+            await asyncio.sleep(0.01)
+            if not house.able:
+                break
+        assert house.state == "failing"
+        assert not house.ready
+        await house.close()
+
+    run(scenario())
