@@ -4,8 +4,8 @@
         mask = client.segment(Path("roof.jpg")).content             # a PNG
         found = client.segment(Path("roof.jpg"), format="rle").json()
 
-Refusals for overload carry the time after which it is worth coming back; the client waits for it and
-tries again while its own patience lasts. Anything else is raised at once, as the class that the
+Refusals for overload carry the time after which it is worth coming back; the client waits for it
+and tries again while its own patience lasts. Anything else is raised at once, as the class that the
 server raised.
 """
 

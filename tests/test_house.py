@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "api": {"serving", "encodings.base", "types", "errors"},
     "api.app": {"serving", "encodings.base", "types", "errors", "settings"},
     "training": {"engine", "architectures", "imaging", "encodings", "store", "types", "errors"},
+    "client": {"errors"},
     "cli": {"api", "serving", "engine", "store", "training", "settings", "errors", "architectures"},
     "__main__": {"cli"},
 }

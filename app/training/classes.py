@@ -12,9 +12,7 @@ from app.types import ClassSpec, Task
 
 TASKS: tuple[Task, ...] = ("binary", "multilabel", "multiclass")
 
-_CLASS = re.compile(
-    r"^(?P<name>[^=:#]+)(?:=(?P<value>\d{1,3}))?(?::#(?P<colour>[0-9a-fA-F]{6}))?$"
-)
+_CLASS = re.compile(r"^(?P<name>[^=:#]+)(?:=(?P<value>\d{1,3}))?(?::#(?P<colour>[0-9a-fA-F]{6}))?$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ def open_coco(file: Path, reading: Reading) -> Collection:
         said = json.loads(file.read_bytes())
         images = {int(entry["id"]): str(entry["file_name"]) for entry in said["images"]}
         categories = {int(entry["id"]): str(entry["name"]) for entry in said["categories"]}
-        marks = [(int(one["image_id"]), int(one["category_id"]), one) for one in said["annotations"]]
+        marks = [
+            (int(one["image_id"]), int(one["category_id"]), one) for one in said["annotations"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise TrainingError(f"`{file}` is not COCO JSON of instances: {exc!r}") from exc
     task, classes = reading.labels(
@@ -47,7 +49,9 @@ def open_coco(file: Path, reading: Reading) -> Collection:
     owned: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     for image, category, one in marks:
         if image not in images or category not in categories:
-            problems.append(f"`{file.name}`: annotation {one.get('id')} is of no picture or category")
+            problems.append(
+                f"`{file.name}`: annotation {one.get('id')} is of no picture or category"
+            )
         elif categories[category] in wanted:
             owned[image].append((wanted.index(categories[category]), one))
     parent = file.parent

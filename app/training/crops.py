@@ -199,7 +199,8 @@ Affine = tuple[float, float, float, float, float, float]
 
 def affine(x: float, y: float, *, turn: float, flip: float, zoom: float, size: int) -> Affine:
     """Pillow's six numbers that map a crop's pixels to those of a scene, its centre to (x, y)."""
-    cos, sin = math.cos(turn) / zoom, math.sin(turn) / zoom
+    scale = 1 / zoom
+    cos, sin = math.cos(turn) * scale, math.sin(turn) * scale
     half = size / 2
     return (
         cos * flip,

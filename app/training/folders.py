@@ -73,9 +73,7 @@ def _pictures(folder: Path) -> list[Path]:
     )
 
 
-def _paired(
-    folder: Path, pictures: list[Path], masks: list[Path], reading: Reading
-) -> Collection:
+def _paired(folder: Path, pictures: list[Path], masks: list[Path], reading: Reading) -> Collection:
     task, classes = reading.labels(("foreground",), usual="multiclass", written=True)
     if task == "multilabel":
         raise TrainingError(

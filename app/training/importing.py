@@ -74,9 +74,7 @@ def import_checkpoint(
     return f"{name}@{version}"
 
 
-def _card(
-    name: str, checkpoint: Path, found: Recognised, recipe: Recipe, licence: str
-) -> str:
+def _card(name: str, checkpoint: Path, found: Recognised, recipe: Recipe, licence: str) -> str:
     classes = ", ".join(c.name for c in recipe.classes)
     return (
         f"# {name}\n\n"

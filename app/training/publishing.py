@@ -71,13 +71,17 @@ def publish(
     parameters = architecture.complete({**recipe.parameters, "classes": len(recipe.classes)})
     net = architecture.build(**parameters)
     try:
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        net.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
     except RuntimeError as exc:
         raise TrainingError(f"`{weights}` does not fit `{recipe.architecture}`: {exc}") from exc
     data = sample.read_bytes()
     picture = decode(data, limits=DecodeLimits())
     mask = reference_mask(net, picture.pixels, recipe, stride=architecture.stride)
-    encoding = encodings.get("png" if encodings.get("png").expresses(recipe.task, classes=len(recipe.classes)) else "rle")
+    encoding = encodings.get(
+        "png" if encodings.get("png").expresses(recipe.task, classes=len(recipe.classes)) else "rle"
+    )
     picture_name = f"sample{sample.suffix.lower()}"
     mask_name = f"sample.mask.{encoding.extension}"
     halo = architecture.halo(**parameters)

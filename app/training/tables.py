@@ -31,9 +31,7 @@ def open_table(file: Path, reading: Reading) -> Collection:
     """The pictures that a CSV names. Raises TrainingError where the file itself is not understood."""
     rows = _rows(file)
     names = sorted({name for _, name, _ in rows if name})
-    task, classes = reading.labels(
-        names or ("foreground",), usual="multilabel", written=False
-    )
+    task, classes = reading.labels(names or ("foreground",), usual="multilabel", written=False)
     wanted = [label.name for label in (classes[1:] if task == "multiclass" else classes)]
     unknown = sorted(set(names) - set(wanted)) if len(names) > 1 else []
     problems = [f"`{file.name}` names class `{name}`, which was not asked for" for name in unknown]
@@ -94,7 +92,9 @@ def _rows(file: Path) -> list[tuple[str, str, str]]:
     for number, line in enumerate(lines[1:], start=2):
         fields = [part.strip().strip('"') for part in line.split(",")]
         if len(fields) != len(names):
-            raise TrainingError(f"line {number} of `{file}` has {len(fields)} fields of {len(names)}")
+            raise TrainingError(
+                f"line {number} of `{file}` has {len(fields)} fields of {len(names)}"
+            )
         rows.append((fields[identifier], "" if kind is None else fields[kind], fields[runs]))
     if not rows:
         raise TrainingError(f"`{file}` has no rows")

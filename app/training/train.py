@@ -92,9 +92,7 @@ def pad_to(pixels: np.ndarray, stride: int) -> tuple[np.ndarray, tuple[int, int]
     height, width = pixels.shape[:2]
     rows, columns = -height % stride, -width % stride
     top, left = rows // 2, columns // 2
-    padded = np.pad(
-        pixels, ((top, rows - top), (left, columns - left), (0, 0)), mode="reflect"
-    )
+    padded = np.pad(pixels, ((top, rows - top), (left, columns - left), (0, 0)), mode="reflect")
     return padded, (top, left)
 
 
@@ -134,7 +132,9 @@ class _Run:
         self.out = Path(plan.out)
         self.last = self.out / "last.pt"
         if self.last.exists() and not resume:
-            raise TrainingError(f"`{plan.out}` already holds a run; resume it or name another folder")
+            raise TrainingError(
+                f"`{plan.out}` already holds a run; resume it or name another folder"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(plan.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,7 +161,10 @@ class _Run:
         if self.last.exists():
             self._load()
         (self.out / "run.json").write_text(
-            json.dumps({**asdict(plan), "encoder_words": self.encoder, "torch": torch.__version__}, indent=1)
+            json.dumps(
+                {**asdict(plan), "encoder_words": self.encoder, "torch": torch.__version__},
+                indent=1,
+            )
         )
 
     def _load(self) -> None:
@@ -197,7 +200,11 @@ class _Run:
         plan = self.plan
         towns = [scenes(Path(folder)) for folder in plan.data]
         crops = Crops(
-            towns, list(plan.data.values()), plan.crop, seed=plan.seed, length=plan.steps * plan.batch
+            towns,
+            list(plan.data.values()),
+            plan.crop,
+            seed=plan.seed,
+            length=plan.steps * plan.batch,
         )
         return DataLoader(
             crops,
@@ -210,7 +217,17 @@ class _Run:
     def _note(self, **row: Any) -> None:
         with (self.out / "log.jsonl").open("a") as log:
             log.write(json.dumps({"step": self.step, **row}) + "\n")
-        self.say(" ".join([f"step {self.step}/{self.plan.steps}", *(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())]))
+        self.say(
+            " ".join(
+                [
+                    f"step {self.step}/{self.plan.steps}",
+                    *(
+                        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                        for k, v in row.items()
+                    ),
+                ]
+            )
+        )
 
     def _learn(self, pixels: torch.Tensor, labels: torch.Tensor) -> float:
         for group in self.optimiser.param_groups:
@@ -227,7 +244,9 @@ class _Run:
         self.optimiser.step()
         keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for slow, fast in zip(self.average.state_dict().values(), self.net.state_dict().values(), strict=True):
+            for slow, fast in zip(
+                self.average.state_dict().values(), self.net.state_dict().values(), strict=True
+            ):
                 if slow.dtype.is_floating_point:
                     slow.lerp_(fast, 1 - keep)
                 else:

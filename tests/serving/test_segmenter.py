@@ -76,7 +76,7 @@ def test_picture_that_takes_too_long_alone_is_told_so_at_once(tmp_path: Path) ->
         house.batcher._lanes.costs.observe("other", items=1, pixels=lane_pixels, seconds=2.0)
         before = len(engine.batches)
         with pytest.raises(
-            DeadlineExceeded, match="alone needs about .* s of the device"
+            DeadlineExceeded, match=r"alone needs about .* s of the device"
         ) as caught:
             await ask(house, encoded(picture(500, 500)), seconds=5.0)
         assert caught.value.limit == "TERNAUS_REQUEST_TIMEOUT_S"
