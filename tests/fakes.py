@@ -55,7 +55,7 @@ def model_spec(**changes: Any) -> ModelSpec:
         "stride": 32,
         "halo": Halo(32, 32, 32, 32),
         "threshold": 0.5,
-        "precision": "float32",
+        "precision": "auto",
         "digest": "0" * 64,
         "weights": "",
         "weights_sha256": "",

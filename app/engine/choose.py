@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +49,9 @@ def open_engine(
     `self_test` does that. Raises EngineError and ModelDamaged.
     """
     options = options or EngineOptions()
+    if spec.precision == "float32" and options.precision == "auto":
+        # The model's publisher permits nothing else; an operator may still insist.
+        options = replace(options, precision="float32")
     backend = _backend(spec, options)
     file = _findings_file(spec, options, backend, sample)
     known = recall(file) if file else None

@@ -30,7 +30,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # A `_created` series beside every counter doubles the page and says nothing here.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(

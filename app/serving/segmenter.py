@@ -39,6 +39,7 @@ Arguments = TypeVarTuple("Arguments")
 _HOT = 3
 # How many times the time left a prediction must be to refuse a picture on an idle device.
 _FAR_OFF = 3.0
+_AGAIN = 256
 # Shapes whose use is counted; any number of others may come by.
 _LANES = 1024
 
@@ -299,7 +300,8 @@ class Segmenter:
         """Have a shape that keeps coming prepared, once, on a host thread."""
         heat = (self._heat.get(lane) or 0) + 1
         self._heat.put(lane, heat)
-        if heat != _HOT:
+        # Now and then again: a device that ran out of memory has thrown its preparations away.
+        if heat < _HOT or (heat - _HOT) % _AGAIN:
             return
         for size in lane.engine.batch_sizes:
             job = asyncio.get_running_loop().run_in_executor(

@@ -1,107 +1,220 @@
-"""A binary model scored through the very engine that serves it, on pictures with known masks."""
+"""A model scored through the engine or the server that serves it, on pictures with known masks.
+
+For each class: IoU, Dice, precision, recall and boundary IoU, over all pixels and as the mean of
+pictures; IoU over all pixels by threshold. What an absent class scores: see `app.training.scores`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.base import Engine
 from app.errors import TrainingError
-from app.imaging.fit import crop_plane, fit
+from app.training.boundaries import band, width_of
+from app.training.classes import Label
+from app.training.examples import Collection, Example
 from app.training.losses import IGNORE
-from app.training.scenes import pairs, read_pair
-from app.training.scores import Counts, Scores, count
+from app.training.scenes import Labels
+from app.training.scores import NOTHING, Counts, Scores, count, mean
+from app.training.segmenters import Answer, Answering, Segmenter
+from app.types import Task
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+
+
+@dataclass(frozen=True, slots=True)
+class PictureScore:
+    """Counts of one picture, by class; `boundary` in the bands along the contours."""
+
+    name: str
+    counts: tuple[Counts, ...]
+    boundary: tuple[Counts, ...]
+
+    @property
+    def iou(self) -> float | None:
+        """Mean over the classes that are there."""
+        return mean(c.iou for c in self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class over all pictures."""
+
+    name: str
+    scores: Scores
+    boundary: Scores
 
 
 @dataclass(frozen=True)
 class Report:
-    """Scores at the model's threshold, per picture, and IoU over all pixels by threshold."""
+    """Scores at the model's threshold, and `sweep`: threshold -> IoU over all pixels by class."""
 
-    model: str
-    threshold: float
-    scores: Scores
-    pictures: dict[str, Counts]
-    sweep: dict[float, float]
+    model: Answering
+    classes: tuple[ClassScore, ...]
+    pictures: tuple[PictureScore, ...]
+    sweep: dict[float, tuple[float | None, ...]]
+
+    @property
+    def iou(self) -> float | None:
+        """Over all pixels, the mean of the classes."""
+        return mean(c.scores.iou for c in self.classes)
+
+    def best_threshold(self) -> float | None:
+        """With the highest mean of class IoU in the sweep, nearest 0.5 of equals; None without."""
+        means = {t: mean(values) for t, values in self.sweep.items()}
+        there = {t: value for t, value in means.items() if value is not None}
+        if not there:
+            return None
+        return max(there, key=lambda t: (there[t], -abs(t - 0.5)))
 
     def json(self) -> str:
         """Everything, as JSON."""
         return json.dumps(
             {
-                "model": self.model,
-                "threshold": self.threshold,
-                "scores": asdict(self.scores),
-                "sweep": {f"{t:.3f}": round(v, 5) for t, v in self.sweep.items()},
+                "model": self.model.label,
+                "threshold": self.model.threshold,
+                "iou": self.iou,
+                "classes": {
+                    c.name: {**asdict(c.scores), "boundary": _boundary(c.boundary)}
+                    for c in self.classes
+                },
+                "sweep": {f"{t:.2f}": dict(self._named(v)) for t, v in self.sweep.items()},
+                "best_threshold": self.best_threshold(),
                 "pictures": {
-                    name: {**asdict(c), "iou": c.iou, "dice": c.dice}
-                    for name, c in self.pictures.items()
+                    p.name: {
+                        name: {
+                            **asdict(counts),
+                            "iou": counts.iou,
+                            "dice": counts.dice,
+                            "precision": counts.precision,
+                            "recall": counts.recall,
+                            "boundary_iou": edge.iou,
+                        }
+                        for (name, counts), edge in zip(
+                            self._named(p.counts), p.boundary, strict=True
+                        )
+                    }
+                    for p in self.pictures
                 },
             },
             indent=1,
         )
 
+    def _named(self, values: Sequence[Any]) -> list[tuple[str, Any]]:
+        return list(zip((c.name for c in self.classes), values, strict=True))
+
     def table(self) -> str:
         """For people."""
-        s = self.scores
-
-        def shown(value: float | None) -> str:
-            return "  n/a " if value is None else f"{value:.4f}"
-
-        best = max(self.sweep, key=lambda t: self.sweep[t])
-        return "\n".join(
-            [
-                f"{self.model}, threshold {self.threshold:g}, {s.pictures} pictures "
-                f"({s.counted} with the class in truth or mask)",
-                f"over all pixels   IoU {shown(s.iou)}   Dice {shown(s.dice)}",
-                f"mean of pictures  IoU {shown(s.mean_iou)}   Dice {shown(s.mean_dice)}",
-                "IoU over all pixels by threshold: "
-                + "  ".join(f"{t:.2f}: {v:.4f}" for t, v in self.sweep.items()),
-                f"best of these: {best:.2f}",
+        width = max(12, *(len(c.name) for c in self.classes))
+        lines = [
+            f"{self.model.label}, threshold {self.model.threshold:g}, "
+            f"{len(self.pictures)} pictures",
+            f"{'class':<{width}}  {'':<9}{'IoU':>8}{'Dice':>8}{'prec.':>8}{'recall':>8}"
+            f"{'edge IoU':>10}  counted",
+        ]
+        for c in self.classes:
+            s, b = c.scores, c.boundary
+            lines += [
+                f"{c.name:<{width}}  {'pixels':<9}{_shown(s.iou)}{_shown(s.dice)}"
+                f"{_shown(s.precision)}{_shown(s.recall)}  {_shown(b.iou)}",
+                f"{'':<{width}}  {'pictures':<9}{_shown(s.mean_iou)}{_shown(s.mean_dice)}"
+                f"{_shown(s.mean_precision)}{_shown(s.mean_recall)}  {_shown(b.mean_iou)}"
+                f"{s.counted:>9}",
             ]
+        if len(self.classes) > 1:
+            lines.append(f"{'mean':<{width}}  {'pixels':<9}{_shown(self.iou)}")
+        best = self.best_threshold()
+        if best is not None:
+            swept = "  ".join(f"{t:.2f}: {_shown(mean(v)).strip()}" for t, v in self.sweep.items())
+            lines += [f"IoU over all pixels by threshold: {swept}", f"best of these: {best:.2f}"]
+        return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return f"{'n/a' if value is None else format(value, '.4f'):>8}"
+
+
+def _boundary(scores: Scores) -> dict[str, Any]:
+    return {"iou": scores.iou, "mean_iou": scores.mean_iou}
+
+
+def evaluate(
+    segmenter: Segmenter,
+    examples: Iterable[Example],
+    *,
+    seen: Callable[[Example, PictureScore, Labels, Answer], None] = lambda *_: None,
+) -> Report:
+    """Score every example; `seen` is told of each as it is done.
+
+    Labels must have the model's task and classes: `require_fit`. Raises TrainingError for examples
+    that cannot be read, and what the engine or the server raises.
+    """
+    model = segmenter.model
+    names = [c.name for c in model.listed]
+    swept = {} if model.task == "multiclass" else {t: [NOTHING] * len(names) for t in THRESHOLDS}
+    pictures = []
+    for example in examples:
+        scene = example.read()
+        answer = segmenter.answer(example, scene.pixels)
+        truths, valids = truth_of(scene.labels, model.task, len(model.classes))
+        picture = _score(example.name, answer, truths, valids)
+        pictures.append(picture)
+        for t, totals in swept.items():
+            if answer.probability is not None:
+                for i, (truth, valid) in enumerate(zip(truths, valids, strict=True)):
+                    totals[i] += count(answer.probability[i] > t * 255, truth, valid)
+        seen(example, picture, scene.labels, answer)
+    if not pictures:
+        raise TrainingError("there is no picture to score")
+    classes = tuple(
+        ClassScore(
+            name,
+            Scores.of([p.counts[i] for p in pictures]),
+            Scores.of([p.boundary[i] for p in pictures]),
+        )
+        for i, name in enumerate(names)
+    )
+    sweep = {t: tuple(total.iou for total in totals) for t, totals in swept.items()}
+    return Report(model, classes, tuple(pictures), sweep)
+
+
+def truth_of(
+    labels: Labels, task: Task, classes: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(P, H, W) labels -> truth and validity, (C, H, W) bool of the classes but the background."""
+    if task == "multiclass":
+        index = np.arange(1, classes, dtype=np.uint8)[:, None, None]
+        truth = labels == index
+        return truth, np.broadcast_to(labels != IGNORE, truth.shape)
+    return labels == 1, labels != IGNORE
+
+
+def _score(
+    name: str, answer: Answer, truths: NDArray[np.bool_], valids: NDArray[np.bool_]
+) -> PictureScore:
+    counts, boundary = [], []
+    width = width_of(*truths.shape[1:])
+    for found, truth, valid in zip(answer.planes, truths, valids, strict=True):
+        counts.append(count(found, truth, valid))
+        boundary.append(count(band(found, width), band(truth, width), valid))
+    return PictureScore(name, tuple(counts), tuple(boundary))
+
+
+def require_fit(collection: Collection, model: Answering) -> None:
+    """Raise TrainingError unless the data speaks of the classes that the model has."""
+    if collection.task != model.task or len(collection.classes) != len(model.classes):
+        raise TrainingError(
+            f"`{model.label}` is {model.task} with {len(model.classes)} classes; "
+            f"`{collection.where}` is {collection.task} with {len(collection.classes)}\n"
+            "hint: say how to read it with `--class`"
         )
 
 
-def evaluate_folder(engine: Engine, folder: Path) -> Report:
-    """Score every picture of `folder` (images/ and masks/). Raises TrainingError for bad data."""
-    spec = engine.spec
-    if spec.task != "binary":
-        raise TrainingError(f"`{spec.label}` is a {spec.task} model; only binary ones are scored")
-    thresholds = [round(0.05 * i, 2) for i in range(2, 19)]
-    totals = {t: Counts(0, 0, 0) for t in thresholds}
-    pictures: dict[str, Counts] = {}
-    for pair in pairs(folder):
-        scene = read_pair(pair)
-        truth, valid = scene.labels == 1, scene.labels != IGNORE
-        probability, mask = _infer(engine, scene.pixels)
-        pictures[pair.stem] = count(mask, truth, valid)
-        for t in thresholds:
-            totals[t] += count(probability > t * 255, truth, valid)
-    return Report(
-        model=spec.label,
-        threshold=spec.threshold,
-        scores=Scores.of(list(pictures.values())),
-        pictures=pictures,
-        sweep={t: totals[t].iou or 0.0 for t in thresholds},
-    )
-
-
-def _infer(
-    engine: Engine, pixels: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    padded, margins = fit(pixels, engine.spec.stride)
-    found = engine.infer(
-        np.ascontiguousarray(padded)[None],
-        np.array([engine.spec.threshold], np.float32),
-        probability=True,
-    )
-    height, width = pixels.shape[:2]
-    assert found.probability is not None
-    assert found.bits is not None
-    mask = np.unpackbits(found.bits[0], axis=2)
-    return (
-        crop_plane(found.probability[0], margins, height=height, width=width)[0],
-        crop_plane(mask, margins, height=height, width=width)[0].view(np.bool_),
-    )
+def class_texts(classes: Iterable[Label] | Iterable[Any]) -> tuple[str, ...]:
+    """Class names as `Reading.classes` takes them, so that data is read as the model has it."""
+    return tuple(c.name for c in classes)

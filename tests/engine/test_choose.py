@@ -97,6 +97,18 @@ def test_findings_are_kept_and_recalled(
     engine.close()
 
 
+def test_model_that_permits_float32_alone_is_not_tried_in_less(
+    specs: dict[str, ModelSpec], tmp_path: Path, tiles: Pixels
+) -> None:
+    options = EngineOptions(device="cpu", backend="torch", batch_sizes=(1,), cache_dir=tmp_path)
+    strict = replace(specs["binary"], precision="float32")
+    engine = open_engine(strict, options, sample=tiles[0])
+    assert engine.describe()["precision"] == "float32"
+    engine.close()
+    (file,) = tmp_path.glob("findings-*.json")
+    assert "changed" not in json.loads(file.read_text()), "bfloat16 was tried"
+
+
 def test_damaged_findings_are_found_anew(
     specs: dict[str, ModelSpec], tmp_path: Path, tiles: Pixels
 ) -> None:
