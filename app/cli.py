@@ -1,4 +1,4 @@
-"""`ternaus serve | segment | models | train`. Each command imports its wing when it is called."""
+"""`ternaus serve | segment | models | train | evaluate | export`, each importing its own wing."""
 
 from __future__ import annotations
 
@@ -275,58 +275,192 @@ def copy(
 def train(
     data: Annotated[
         list[str],
-        typer.Option(help="Folder with images/ and masks/; `DIR:share` weighs several."),
+        typer.Option(
+            help="Folder (images/ and masks/, or pairs), Kaggle CSV or COCO JSON; repeat for more, "
+            "`PLACE:share` weighs them."
+        ),
     ],
-    validate: Annotated[list[str], typer.Option(help="Folder to score on; never trained on.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
-    architecture: Annotated[str, typer.Option(help="Such as ternausnet11.")] = "ternausnet11",
-    encoder: Annotated[
-        str, typer.Option(help="imagenet, none, or a safetensors file.")
-    ] = "imagenet",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Crops in a step.")] = 8,
-    crop: Annotated[int, typer.Option(min=64, help="Side of a crop.")] = 256,
-    rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 3e-4,
-    seed: Annotated[int, typer.Option(help="Same seed, same machine: same curve.")] = 1,
+    name: Annotated[
+        str | None, typer.Option(help="Publish the best weights under this name at the end.")
+    ] = None,
+    validate: Annotated[
+        list[str] | None,
+        typer.Option(help="Place to score on; never trained on. Default: part of `--data`."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run. Default: runs/NAME.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run was killed.")
     ] = False,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="A class, in order: `name`, `name=value` in masks, `name:#rrggbb`; repeat.",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="binary, multiclass or multilabel. Default: by the data.")
+    ] = None,
+    ignore_label: Annotated[
+        int | None, typer.Option(min=0, max=255, help="Value of unlabelled pixels in masks.")
+    ] = None,
+    rle_order: Annotated[
+        str, typer.Option(help="Run lengths of a CSV: F down columns, C along rows.")
+    ] = "F",
+    held_back: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share to score on without `--validate`.")
+    ] = 0.15,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Regular expression: pictures of one key stay on one side of the split."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without files that cannot be used.")
+    ] = False,
+    architecture: Annotated[str, typer.Option(help="Such as ternausnet11.")] = "ternausnet11",
+    upsampling: Annotated[
+        str | None, typer.Option(help="Of the decoder. Default: the architecture's own.")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="imagenet, none, or a safetensors file.")
+    ] = "imagenet",
+    start: Annotated[
+        str | None,
+        typer.Option(help="Model or safetensors file to go on from, instead of an encoder."),
+    ] = None,
+    initialisation: Annotated[str, typer.Option(help="he or lecun-uniform.")] = "he",
+    transposed: Annotated[
+        str, typer.Option(help="Transposed convolutions: bilinear, or same as the others.")
+    ] = "bilinear",
+    freeze: Annotated[
+        int, typer.Option(min=0, help="Steps before the encoder learns as well.")
+    ] = 0,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cross-entropy, log-jaccard, dice, focal or lovasz, with `:weight`; repeat to "
+            "add up. Default: cross-entropy and log-jaccard, as in the paper."
+        ),
+    ] = None,
+    class_weight: Annotated[
+        list[float] | None, typer.Option(help="Of each class, in order; repeat.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Crops in a batch, over all processes.")] = 8,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches in a step.")] = 1,
+    crop: Annotated[int, typer.Option(min=32, help="Side of a crop in pixels.")] = 256,
+    augmentation: Annotated[
+        str, typer.Option(help="aerial (no up), normal, light or none.")
+    ] = "aerial",
+    rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 3e-4,
+    encoder_rate: Annotated[
+        float, typer.Option(min=0.0, help="Of the encoder, times `--rate`.")
+    ] = 0.3,
+    schedule: Annotated[str, typer.Option(help="cosine, linear, poly, step, constant.")] = "cosine",
+    half: Annotated[
+        bool, typer.Option("--half/--float32", help="Mixed precision (bfloat16), or not.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same curve.")] = 1,
+    score: Annotated[int, typer.Option(min=1, help="Steps between scores.")] = 150,
+    save: Annotated[int, typer.Option(min=1, help="Steps between savings.")] = 25,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw crops.")] = 1,
+    memory: Annotated[
+        float, typer.Option(min=0.0, help="GiB of pictures kept decoded; above, read as needed.")
+    ] = 4.0,
+    charts: Annotated[
+        bool, typer.Option("--charts/--no-charts", help="TensorBoard logs and curves.")
+    ] = True,
+    description: Annotated[str, typer.Option(help="One sentence, for the manifest.")] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights (SPDX).")] = "unknown",
+    data_licence: Annotated[str, typer.Option(help="Of the data.")] = "unknown",
+    store: StoreOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of the final scores: auto, cpu, cuda. [TERNAUS_DEVICE]")
+    ] = None,
 ) -> None:
-    """Fine-tune a binary model on folders of pictures and masks."""
-    from app.training.crops import CropPlan
-    from app.training.train import Plan
+    """Train a model on your own pictures and masks, and publish it.
+
+    Every file is looked at first, and everything that is bad is named at once. Killed at any
+    moment, `--resume` goes on to the same result. `torchrun -m app train ...` uses several devices.
+    """
+    from app.training import options
+    from app.training.train import About, train_and_publish
     from app.training.train import train as run
 
-    shares: dict[str, float] = {}
-    for entry in data:
-        folder, _, share = entry.rpartition(":")
-        try:
-            shares[folder or entry] = float(share) if folder else 1.0
-        except ValueError:
-            shares[entry] = 1.0
-    best = run(
-        Plan(
-            data=shares,
-            validate=validate,
-            out=str(out),
-            architecture=architecture,
-            encoder=encoder,
-            steps=steps,
-            batch=batch,
-            crop=CropPlan(size=crop),
-            rate=rate,
-            seed=seed,
-        ),
-        resume=resume,
-        say=lambda line: typer.echo(line),
+    settings = _settings(model_store=store, device=device)
+    shelf = _store(settings)
+    plan = options.plan(
+        data=data,
+        name=name,
+        out=out,
+        validate=validate or (),
+        classes=classes or (),
+        task=task,
+        ignore=ignore_label,
+        order=rle_order,
+        held_back=held_back,
+        group=group,
+        skip_bad=skip_bad,
+        architecture=architecture,
+        upsampling=upsampling,
+        encoder=encoder,
+        start=options.start(start, shelf),
+        scheme=initialisation,
+        transposed=transposed,
+        freeze=freeze,
+        loss=loss or (),
+        class_weights=class_weight or (),
+        steps=steps,
+        batch=batch,
+        accumulate=accumulate,
+        crop=crop,
+        augmentation=augmentation,
+        rate=rate,
+        encoder_rate=encoder_rate,
+        schedule=schedule,
+        half=half,
+        seed=seed,
+        score=score,
+        save=save,
+        workers=workers,
+        memory=int(memory * 2**30),
+        charts=charts,
     )
-    typer.echo(f"best weights: {best}")
+    if name is None:
+        typer.echo(f"best weights: {run(plan, resume=resume)}")
+        return
+    label = train_and_publish(
+        plan,
+        store=shelf,
+        about=About(name, description, licence, data_licence),
+        resume=resume,
+        options=options.final(settings.device, settings.cache_dir),
+    )
+    if label is not None:
+        typer.echo(f"published {label} in {shelf.root}")
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="`name` or `name@version` in the store.")],
-    data: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    model: Annotated[str, typer.Argument(help="`name` or `name@version`.")],
+    data: Annotated[
+        list[str], typer.Option(help="Folder, Kaggle CSV or COCO JSON with known masks; repeat.")
+    ],
+    url: Annotated[
+        str | None, typer.Option(help="Ask a running server instead of the model store.")
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="How to read the masks, as for `train`. Default: the model."),
+    ] = None,
+    ignore_label: Annotated[
+        int | None, typer.Option(min=0, max=255, help="Value of unlabelled pixels in masks.")
+    ] = None,
+    rle_order: Annotated[
+        str, typer.Option(help="Run lengths of a CSV: F down columns, C along rows.")
+    ] = "F",
     store: StoreOption = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")
@@ -334,19 +468,66 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option(help="Write everything, per picture too, here.")
     ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a PNG of the best and worst pictures here.")
+    ] = None,
 ) -> None:
-    """Score a model through the engine that serves it: IoU and Dice, and a sweep of thresholds."""
-    from app.training.evaluate import evaluate_folder
+    """Score a model through its engine or a server: IoU, Dice, edges, a sweep of thresholds."""
+    from app.training.evaluate import evaluate_places
+    from app.training.segmenters import EngineSegmenter, HttpSegmenter, Segmenter
 
-    settings = _settings(model_store=store, device=device)
-    engine = _engines(settings)(_store(settings).resolve(model))
+    engine: Any = None
+    if url is None:
+        settings = _settings(model_store=store, device=device)
+        engine = _engines(settings)(_store(settings).resolve(model))
     try:
-        report = evaluate_folder(engine, data)
+        segmenter: Segmenter = (
+            HttpSegmenter(url, model) if url is not None else EngineSegmenter(engine)
+        )
+        report = evaluate_places(
+            segmenter,
+            data,
+            classes=classes or (),
+            ignore=ignore_label,
+            order=rle_order,
+            sheet=sheet,
+        )
     finally:
-        engine.close()
+        if engine is not None:
+            engine.close()
     typer.echo(report.table())
     if json is not None:
         json.write_text(report.json())
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="`name` or `name@version` in the store.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .onnx or .pt2.")],
+    format: Annotated[
+        str | None, typer.Option(help="onnx or torch. Default: by the file's suffix.")
+    ] = None,
+    store: StoreOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of the engine to compare with. [TERNAUS_DEVICE]")
+    ] = None,
+) -> None:
+    """Write a model as ONNX or torch.export, proven on its sample against the engine."""
+    from app.training.export import export as write
+    from app.training.export import format_of
+
+    kind = format or format_of(out)
+    settings = _settings(model_store=store, device=device)
+    engine = _engines(settings)(_store(settings).resolve(model))
+    try:
+        done = write(engine, out, format=kind)
+    finally:
+        engine.close()
+    typer.echo(
+        f"wrote {done.path}; {done.checked_with} and the engine differ in "
+        f"{done.agreement.changed:.4%} of the sample's pixels, by at most {done.largest:.4f} in "
+        "probability"
+    )
 
 
 def _store(settings: Any) -> Any:
@@ -370,6 +551,8 @@ def _engines(settings: Any) -> Any:
 
 
 def _log(level: str) -> None:
+    # What uvicorn says of its life we say better: listening, ready, draining.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     # Pillow warns of odd but harmless files; what matters it raises, and the decoder checks.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.basicConfig(

@@ -123,7 +123,14 @@ class Catalog:
         except BaseException:
             engine.close()
             raise
-        log.info("model %s is ready: %s", spec.label, dict(engine.describe()))
+        found = engine.describe()
+        log.info(
+            "model %s gave its own mask on %s (%s, %s)",
+            spec.label,
+            found.get("device_name", found.get("device")),
+            found.get("backend"),
+            found.get("precision"),
+        )
         return OpenModel(spec, engine, sample)
 
     def get(self, label: str | None) -> OpenModel:

@@ -116,6 +116,7 @@ class House:
             self.metrics.model_info.labels(
                 spec.name, spec.version, spec.digest, engine.get("device"), engine.get("precision")
             ).set(1)
+        log.info("ready after %.1f s", time.time() - self.started)
         if self._canary_s:
             self._canary = asyncio.create_task(self._sing())
 

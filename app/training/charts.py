@@ -28,7 +28,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as exc:
             raise TrainingError(f"TensorBoard is not installed\n{HINT}") from exc
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
 
     def told(self, row: Row) -> None:
         if "past" in row:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 
 from app.errors import TrainingError
 from app.training.boundaries import band, width_of
-from app.training.classes import Label
-from app.training.examples import Collection, Example
+from app.training.examples import Example
 from app.training.losses import IGNORE
 from app.training.scenes import Labels
 from app.training.scores import NOTHING, Counts, Scores, count, mean
 from app.training.segmenters import Answer, Answering, Segmenter
+from app.training.survey import require_sound, survey
 from app.types import Task
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
@@ -151,7 +152,7 @@ def evaluate(
 ) -> Report:
     """Score every example; `seen` is told of each as it is done.
 
-    Labels must have the model's task and classes: `require_fit`. Raises TrainingError for examples
+    Labels must be of the model's task and classes. Raises TrainingError for examples
     that cannot be read, and what the engine or the server raises.
     """
     model = segmenter.model
@@ -205,16 +206,39 @@ def _score(
     return PictureScore(name, tuple(counts), tuple(boundary))
 
 
-def require_fit(collection: Collection, model: Answering) -> None:
-    """Raise TrainingError unless the data speaks of the classes that the model has."""
-    if collection.task != model.task or len(collection.classes) != len(model.classes):
-        raise TrainingError(
-            f"`{model.label}` is {model.task} with {len(model.classes)} classes; "
-            f"`{collection.where}` is {collection.task} with {len(collection.classes)}\n"
-            "hint: say how to read it with `--class`"
-        )
+def evaluate_places(
+    segmenter: Segmenter,
+    places: Sequence[str],
+    *,
+    classes: Sequence[str] = (),
+    ignore: int | None = None,
+    order: str = "F",
+    sheet: Path | None = None,
+) -> Report:
+    """Score a model on all pictures of `places`, read with its own classes unless others are given.
 
+    `sheet`: where a PNG of the best and worst goes. Raises TrainingError that lists everything bad
+    in the data, before the first picture is scored.
+    """
+    from app.training.options import reading
+    from app.training.sheet import Sheet
 
-def class_texts(classes: Iterable[Label] | Iterable[Any]) -> tuple[str, ...]:
-    """Class names as `Reading.classes` takes them, so that data is read as the model has it."""
-    return tuple(c.name for c in classes)
+    model = segmenter.model
+    texts = tuple(classes) or tuple(c.name for c in model.classes)
+    found = survey(places, reading(classes=texts, task=model.task, ignore=ignore, order=order))
+    for place in found:
+        if len(place.classes) != len(model.classes):
+            raise TrainingError(
+                f"`{model.label}` has {len(model.classes)} classes, the data of `{place.where}` "
+                f"{len(place.classes)}\nhint: say how to read it with `--class`"
+            )
+    require_sound((), found, skip_bad=False)
+    frames = Sheet(model.task, len(model.classes))
+    report = evaluate(
+        segmenter,
+        (checked.example for place in found for checked in place.checked),
+        seen=frames.show if sheet is not None else lambda *_: None,
+    )
+    if sheet is not None:
+        sheet.write_bytes(frames.png())
+    return report

@@ -25,6 +25,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 # A training set is its owner's own: larger pictures than a server takes are no attack.
 LIMITS = DecodeLimits(max_pixels=1_000_000_000, max_decoded_bytes=8 * 2**30)
 
+Order = Literal["F", "C"]
 Paint = Callable[[int, int], Labels]
 
 
@@ -74,7 +75,7 @@ class Reading:
     classes: tuple[str, ...] = ()
     task: Task | None = None
     ignore: int | None = None
-    order: Literal["F", "C"] = "F"
+    order: Order = "F"
 
     def labels(
         self, found: Sequence[str], *, usual: Task, written: bool

@@ -1,9 +1,9 @@
 """Pictures and mask files: `images/` and `masks/`, or pairs in one flat folder.
 
-A mask has the stem of its picture (`a.jpg`, `a.png`), or that with `_mask` or `.mask`. One class:
-every pixel that is not 0, or that has the class's value. Several: the class's position or value in a
-grey or palette file, or its colour in a coloured one. Folders below `masks/`, one for each class,
-hold masks of classes that may overlap.
+A mask has the stem of its picture (`a.jpg`, `a.png`), or that with `_mask` or `.mask`. One
+class: every pixel that is not 0, or that has the class's value. Several: the class's position or
+value in a grey or palette file, or its colour in a coloured one. Folders below `masks/`, one for
+each class, hold masks of classes that may overlap.
 """
 
 from __future__ import annotations

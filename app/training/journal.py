@@ -53,8 +53,9 @@ class Journal:
             listener.told(row)
 
     def close(self) -> None:
-        for listener in self.listeners:
-            listener.close()
+        """Tell the listeners, once."""
+        while self.listeners:
+            self.listeners.pop().close()
 
 
 def rows_of(path: Path) -> list[Row]:

@@ -9,8 +9,8 @@ lies on several processes: `together` adds up what each of them has. Pixels labe
 part; a class without a labelled pixel in the batch has no Jaccard index to raise, so the terms that
 are means over classes leave it out.
 
-Sources: cross-entropy minus log Jaccard, arXiv 1801.05746, section 3; Dice, arXiv 1606.04797; focal,
-arXiv 1708.02002; Lovasz, arXiv 1705.08790.
+Sources: cross-entropy minus log Jaccard, arXiv 1801.05746, section 3; Dice, arXiv 1606.04797;
+focal, arXiv 1708.02002; Lovasz, arXiv 1705.08790.
 """
 
 from __future__ import annotations
@@ -72,11 +72,13 @@ class Batch:
         own = self.truth * self.log_probability * _focus(1 - self.probability, gamma)
         if self.log_other is None:
             return -own
-        return -own - (1 - self.truth) * self.log_other * _focus(self.probability, gamma)
+        other = (1 - self.truth) * self.log_other * _focus(self.probability, gamma)
+        result: torch.Tensor = -own - other
+        return result
 
 
-def _focus(wrongness: torch.Tensor, gamma: float) -> torch.Tensor | float:
-    return wrongness.pow(gamma) if gamma else 1.0
+def _focus(wrongness: torch.Tensor, gamma: float) -> torch.Tensor:
+    return wrongness.pow(gamma) if gamma else torch.ones_like(wrongness)
 
 
 def soft_jaccard(
@@ -90,7 +92,8 @@ def soft_jaccard(
     J = sum(p t) / (sum(p) + sum(t) - sum(p t)), sums over batch and valid pixels.
     """
     both, predicted, true = together(_sums(probability, truth, valid))
-    return (both + EPSILON) / (predicted + true - both + EPSILON)
+    index: torch.Tensor = (both + EPSILON) / (predicted + true - both + EPSILON)
+    return index
 
 
 def _sums(probability: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -146,7 +149,8 @@ def _mean_of_present(values: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 def _lovasz(objective: Objective, batch: Batch, together: Together) -> torch.Tensor:
     """Of each picture and present class by itself, then the mean: sorting knows no processes."""
-    total = batch.probability.new_zeros(())
+    # Part of the graph even where nothing is there to learn, so that `backward` has its way.
+    total = (batch.probability * 0).sum()
     count = batch.probability.new_zeros(())
     valid = batch.valid.expand_as(batch.truth)
     for picture in range(len(batch.truth)):

@@ -105,6 +105,9 @@ class Plan:
             raise TrainingError(f"`{path}` does not describe a run: {exc!r}") from exc
         now = self.as_json()
         changed = [key for key in now if key not in _FREE and then.get(key) != now[key]]
+        # The order of places decides which crop is which, and equality of mappings ignores it.
+        if list(then.get("data", ())) != list(now["data"]) and "data" not in changed:
+            changed.append("data")
         if changed:
             words = ", ".join(f"`{k}` was {then.get(k)!r}, is {now[k]!r}" for k in changed)
             raise TrainingError(

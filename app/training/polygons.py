@@ -22,7 +22,7 @@ def fill(ring: Sequence[float], height: int, width: int) -> NDArray[np.bool_]:
         if y0 == y1:
             continue
         low, high = sorted((y0, y1))
-        # Centres y + 0.5 with low <= y + 0.5 < high: half open, so that a shared corner counts once.
+        # Centres with low <= y + 0.5 < high: half open, so that a shared corner counts once.
         rows = np.arange(max(0, int(np.ceil(low - 0.5))), min(height, int(np.ceil(high - 0.5))))
         crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
         columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)

@@ -1,13 +1,14 @@
 """Weights into the store: half precision, with a sample that the model itself answered in float32.
 
-The sample's mask is computed by the plain net, eagerly, in float32 and from the very half-precision
-numbers that are published, so it is the reference that every engine must reproduce before it serves.
+The sample's mask is computed by the plain net, eagerly, in float32 and from the very
+half-precision numbers that are published, so it is the reference that every engine must reproduce
+before it serves.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def publish(
     card: str,
     licence: Mapping[str, str],
     provenance: Mapping[str, Any],
-    scores: list[Mapping[str, Any]],
+    scores: Sequence[Mapping[str, Any]],
     half: bool = True,
 ) -> int:
     """Publish canonical weights as the next version of `name`; its number.

@@ -37,7 +37,7 @@ class Ranks:
         if self.count == 1:
             return net
         if self.device.type == "cuda":
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
             return DistributedDataParallel(net, device_ids=[self.device.index])
         return DistributedDataParallel(net)
 
@@ -45,7 +45,7 @@ class Ranks:
         """The sum over all processes; gradients pass."""
         if self.count == 1:
             return sums
-        found: torch.Tensor = _Sum.apply(sums)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _Sum.apply(sums)
         return found
 
     def wait(self) -> None:

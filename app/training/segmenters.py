@@ -19,7 +19,7 @@ from app.encodings import base as encodings
 from app.engine.base import Engine
 from app.errors import TrainingError
 from app.imaging.fit import margins
-from app.imaging.tiling import Canvas, cut, plan_tiles
+from app.imaging.tiling import Canvas, Kind, cut, plan_tiles
 from app.training.examples import Example
 from app.types import ClassSpec, ModelSpec, Pixels, Task
 
@@ -97,7 +97,7 @@ class EngineSegmenter:
             whole_pixels=self._whole,
             tile=min(TILE, max(256, int(self._whole**0.5))),
         )
-        kind = "labels" if spec.task == "multiclass" else "bits"
+        kind: Kind = "labels" if spec.task == "multiclass" else "bits"
         masks = Canvas(plan, channels=spec.channels, kind=kind)
         soft = Canvas(plan, channels=spec.channels, kind="probability")
         threshold = np.array([spec.threshold], np.float32)
@@ -175,7 +175,9 @@ class HttpSegmenter:
             wait = answer.headers.get("retry-after", "1")
             self._pause(min(LONGEST_WAIT_S, float(wait) if wait.isdigit() else 1.0))
         if answer.status_code != 200:
-            raise TrainingError(f"`{self._url}{path}` answered {answer.status_code}: {_words(answer)}")
+            raise TrainingError(
+                f"`{self._url}{path}` answered {answer.status_code}: {_words(answer)}"
+            )
         return answer
 
 

@@ -63,9 +63,7 @@ class Sheet:
         draw = ImageDraw.Draw(sheet)
         for column, (title, frames) in enumerate((("worst", worst), ("best", best))):
             left = GAP + column * 2 * (SIDE + GAP)
-            draw.text(
-                (left, 2), f"{title}: right green, invented red, missed blue", fill="black"
-            )
+            draw.text((left, 2), f"{title}: right green, invented red, missed blue", fill="black")
             for row, frame in enumerate(frames):
                 top = LINE + GAP + row * (SIDE + LINE + GAP)
                 draw.text((left, top), f"IoU {frame.iou:.3f}  {frame.name}"[:60], fill="black")

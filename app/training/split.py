@@ -29,7 +29,8 @@ def groups(names: Sequence[str], pattern: str | None = None) -> list[list[str]]:
             raise TrainingError(f"`{pattern}` is not a regular expression: {exc}") from exc
         keyed: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            match = expression.search(name)
+            # Names may begin with the number of their place, which no pattern knows of.
+            match = expression.search(name.rpartition("/")[2])
             keyed[f"key {match[expression.groups and 1]}" if match else f"name {name}"].append(name)
         return sorted(sorted(group) for group in keyed.values())
     tiles = {name: tile for name in names if (tile := Tile.of(name)) is not None}
@@ -58,13 +59,12 @@ def hold_back(
             "can be held back to score on\nhint: name other data with `--validate`"
         )
     order = np.random.default_rng(seed).permutation(len(found))
+    # A group that would overshoot by more than half, or leave nothing, stays to be learnt from.
+    most = min(1.5 * share * len(names), len(names) - 1)
     held: set[str] = set()
-    for index in order[:-1]:
-        group = found[index]
-        # A group that would overshoot by more than what is missing is left for training.
-        if held and len(held) + len(group) > 1.5 * share * len(names):
-            continue
-        held.update(group)
+    for index in order:
         if len(held) >= share * len(names):
             break
-    return held
+        if len(held) + len(found[index]) <= most:
+            held.update(found[index])
+    return held or set(min((found[index] for index in order), key=len))

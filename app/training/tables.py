@@ -28,7 +28,7 @@ _NOTHING = ("", "-1", "-", "nan", "0 0", "1 0")
 
 
 def open_table(file: Path, reading: Reading) -> Collection:
-    """The pictures that a CSV names. Raises TrainingError where the file itself is not understood."""
+    """The pictures that a CSV names. Raises TrainingError where the file is not understood."""
     rows = _rows(file)
     names = sorted({name for _, name, _ in rows if name})
     task, classes = reading.labels(names or ("foreground",), usual="multilabel", written=False)
