@@ -429,7 +429,7 @@ def train(
         charts=charts,
     )
     if name is None:
-        typer.echo(f"best weights: {run(plan, resume=resume)}")
+        run(plan, resume=resume)
         return
     label = train_and_publish(
         plan,

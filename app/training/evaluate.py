@@ -232,7 +232,7 @@ def evaluate_places(
                 f"`{model.label}` has {len(model.classes)} classes, the data of `{place.where}` "
                 f"{len(place.classes)}\nhint: say how to read it with `--class`"
             )
-    require_sound((), found, skip_bad=False)
+    require_sound(None, found, skip_bad=False)
     frames = Sheet(model.task, len(model.classes))
     report = evaluate(
         segmenter,

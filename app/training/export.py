@@ -146,7 +146,7 @@ def planes_of(soft: NDArray[np.float32], task: Task, threshold: float) -> NDArra
     return soft > np.float32(threshold)
 
 
-def _program(net: nn.Module, spec: ModelSpec) -> torch.export.ExportedProgram:
+def traced(net: Probabilities, spec: ModelSpec) -> torch.export.ExportedProgram:
     """Traced once for every size: sides are stride times a free number."""
     stride = spec.stride
     rows, columns = torch.export.Dim("rows", min=1), torch.export.Dim("columns", min=1)
@@ -154,13 +154,13 @@ def _program(net: nn.Module, spec: ModelSpec) -> torch.export.ExportedProgram:
         "pixels": {0: torch.export.Dim("batch", min=1), 1: stride * rows, 2: stride * columns}
     }
     # Sides that differ from each other and from 1 step: equal numbers would be taken for one.
-    example = torch.zeros(2, 3 * stride, 4 * stride, 3, dtype=torch.uint8)
+    example = torch.zeros(2, 3 * stride, 4 * stride, 3, dtype=torch.uint8, device=net.mean.device)
     with torch.no_grad():
         return torch.export.export(net, (example,), dynamic_shapes=shapes)
 
 
-def _write_torch(net: nn.Module, spec: ModelSpec, path: Path) -> None:
-    torch.export.save(_program(net, spec), path)
+def _write_torch(net: Probabilities, spec: ModelSpec, path: Path) -> None:
+    torch.export.save(traced(net, spec), path)
 
 
 def _read_torch(path: Path) -> tuple[str, Answers]:
@@ -174,7 +174,7 @@ def _read_torch(path: Path) -> tuple[str, Answers]:
     return f"torch {torch.__version__}", answers
 
 
-def _write_onnx(net: nn.Module, spec: ModelSpec, path: Path) -> None:
+def _write_onnx(net: Probabilities, spec: ModelSpec, path: Path) -> None:
     absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if absent:
         raise TrainingError(
@@ -185,7 +185,7 @@ def _write_onnx(net: nn.Module, spec: ModelSpec, path: Path) -> None:
         # The exporter's own libraries warn of each other's ways.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _program(net, spec),
+            traced(net, spec),
             (),
             path,
             input_names=[INPUT],

@@ -24,9 +24,10 @@ from app.types import Task
 
 # Names that public data sets use; the first that is there counts.
 IMAGES = ("images", "imgs", "pictures", "image", "train", "img")
-MASKS = ("masks", "labels", "annotations", "mask", "train_masks", "label")
+MASKS = ("masks", "labels", "annotations", "mask", "train_masks", "label", "trimaps")
 MARKS = ("", "_mask", ".mask", "-mask", "_seg")
 
+_LOSSY = (".jpg", ".jpeg")
 _ODD_SHOWN = 5
 
 
@@ -167,7 +168,9 @@ def _binary(file: Path, label: Label, ignore: int | None) -> NDArray[np.uint8]:
     """(H, W) of 0, 1 and IGNORE."""
     plain = label.value is None and ignore is None
     values = _grey(file) if plain else _values(file)
-    truth = values > 0 if label.value is None else values == label.value
+    # What was saved with loss is nowhere quite black.
+    floor = 127 if file.suffix.lower() in _LOSSY else 0
+    truth = values > floor if label.value is None else values == label.value
     labels = truth.astype(np.uint8)
     if ignore is not None:
         labels[values == ignore] = IGNORE
@@ -223,6 +226,8 @@ def _grey(file: Path) -> NDArray[np.uint8]:
 
 def _values(file: Path) -> NDArray[np.uint8]:
     """(H, W): the numbers in the file, of a palette its positions. Raises TrainingError."""
+    if file.suffix.lower() in _LOSSY:
+        raise TrainingError(f"`{file}` was saved with loss, so its values are not classes; use PNG")
     with _opened(file) as image:
         array = np.asarray(image)
     if array.ndim == 3 and (array[..., :3] == array[..., :1]).all():

@@ -127,7 +127,8 @@ def _mean_of_pixels(
     # Where classes exclude each other one of the C terms of a pixel is not 0.
     places = batch.valid if batch.log_other is None else batch.valid.expand_as(loss)
     total, count = together(torch.stack([(loss * batch.valid).sum(), places.sum().float()]))
-    return total / count.clamp(min=1)
+    average: torch.Tensor = total / count.clamp(min=1)
+    return average
 
 
 def _minus_log_jaccard(objective: Objective, batch: Batch, together: Together) -> torch.Tensor:
@@ -163,7 +164,8 @@ def _lovasz(objective: Objective, batch: Batch, together: Together) -> torch.Ten
             total = total + lovasz_extension(errors, truth)
             count = count + 1
     total, count = together(torch.stack([total, count]))
-    return total / count.clamp(min=1)
+    average: torch.Tensor = total / count.clamp(min=1)
+    return average
 
 
 def lovasz_extension(errors: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,6 @@ def _split(training: Sequence[Survey], plan: Plan) -> tuple[list[Survey], list[S
     if len(names) < 2:
         # `require_sound` says it better, with everything else that is wrong.
         return list(training), [replace(s, checked=(), problems=()) for s in training]
-    # The place is part of a tile's source, so that towns are never one group.
     held = hold_back(list(names), plan.held_back, seed=plan.seed, pattern=plan.group)
     kept, back = [], []
     for index, place in enumerate(training):

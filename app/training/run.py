@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import multiprocessing
 import os
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,12 +135,15 @@ class Run:
             rank=ranks.rank,
             count=ranks.count,
         )
+        # Workers share the decoded pictures of this process, which only a fork can.
+        workers = plan.workers if "fork" in multiprocessing.get_all_start_methods() else 0
         return DataLoader(
             crops,
             batch_size=plan.batch // ranks.count,
             sampler=own,
-            num_workers=plan.workers,
-            prefetch_factor=4 if plan.workers else None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context="fork" if workers else None,
             pin_memory=ranks.device.type == "cuda",
         )
 
@@ -269,8 +272,12 @@ class Run:
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.best = state["step"], state["best"]
             self.losses = list(state["losses"])
-        except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as exc:
-            raise TrainingError(f"`{self.last}` cannot be resumed from: {exc}") from exc
+        # A damaged file can raise nearly anything. torch's own message is not passed on: it advises
+        # to load the file unsafely.
+        except Exception as exc:
+            raise TrainingError(
+                f"`{self.last}` cannot be resumed from: it is damaged ({type(exc).__name__})"
+            ) from exc
         if self.ranks.first:
             self.say(f"resumed at step {self.step}")
 

@@ -76,9 +76,14 @@ class EngineSegmenter:
     """An engine of this process; large pictures in tiles whose masks are the whole's exactly."""
 
     def __init__(
-        self, engine: Engine, *, probability: bool = True, whole_pixels: int = WHOLE_PIXELS
+        self,
+        engine: Engine,
+        *,
+        probability: bool = True,
+        whole_pixels: int = WHOLE_PIXELS,
+        tile: int = TILE,
     ) -> None:
-        self.engine, self.probability = engine, probability
+        self.engine, self.probability, self.tile = engine, probability, tile
         self.model = Answering.of(engine.spec)
         self._whole = whole_pixels if engine.spec.local else 1 << 62
 
@@ -95,7 +100,7 @@ class EngineSegmenter:
             stride=spec.stride,
             halo=spec.halo,
             whole_pixels=self._whole,
-            tile=min(TILE, max(256, int(self._whole**0.5))),
+            tile=self.tile,
         )
         kind: Kind = "labels" if spec.task == "multiclass" else "bits"
         masks = Canvas(plan, channels=spec.channels, kind=kind)

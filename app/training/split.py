@@ -29,11 +29,10 @@ def groups(names: Sequence[str], pattern: str | None = None) -> list[list[str]]:
             raise TrainingError(f"`{pattern}` is not a regular expression: {exc}") from exc
         keyed: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            # Names may begin with the number of their place, which no pattern knows of.
-            match = expression.search(name.rpartition("/")[2])
+            match = expression.search(_stem(name))
             keyed[f"key {match[expression.groups and 1]}" if match else f"name {name}"].append(name)
         return sorted(sorted(group) for group in keyed.values())
-    tiles = {name: tile for name in names if (tile := Tile.of(name)) is not None}
+    tiles = {name: tile for name in names if (tile := Tile.of(_stem(name))) is not None}
     found = [[name] for name in names if name not in tiles]
     for source in sorted({tile.source for tile in tiles.values()}):
         here = {name: tile for name, tile in tiles.items() if tile.source == source}
@@ -43,6 +42,11 @@ def groups(names: Sequence[str], pattern: str | None = None) -> list[list[str]]:
             places = set(patch)
             found.append(sorted(n for n, tile in ground.items() if (tile.x, tile.y) in places))
     return sorted(found)
+
+
+def _stem(name: str) -> str:
+    """Without the place that a name may begin with: places can show the same ground, or film."""
+    return name.rpartition("/")[2]
 
 
 def hold_back(
@@ -67,4 +71,5 @@ def hold_back(
             break
         if len(held) + len(found[index]) <= most:
             held.update(found[index])
-    return held or set(min((found[index] for index in order), key=len))
+    smallest: list[str] = min((found[index] for index in order), key=len)
+    return held or set(smallest)

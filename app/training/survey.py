@@ -120,13 +120,18 @@ def class_pixels(labels: Labels, task: Task, classes: int) -> tuple[int, ...]:
 
 
 def require_sound(
-    training: Sequence[Survey], validation: Sequence[Survey], *, skip_bad: bool
+    training: Sequence[Survey] | None, validation: Sequence[Survey], *, skip_bad: bool
 ) -> list[str]:
     """Raise TrainingError that lists every problem; with `skip_bad` only what cannot be skipped.
 
-    What can be skipped comes back. A picture that is trained on and scored on is never skipped: the
-    scores would lie. Nor is a class without a pixel to learn from.
+    `training` is None where nothing is trained. What can be skipped comes back. A picture
+    that is trained on and scored on is never skipped: the scores would lie. Nor is a class without
+    a pixel to learn from.
     """
+    asked = [("score on", validation)]
+    if training is not None:
+        asked.insert(0, ("train on", training))
+    training = training or ()
     skippable = [problem for place in (*training, *validation) for problem in place.problems]
     fatal = [
         f"`{name}` of `{place.where}` is the same picture as `{seen[digest]}`, which is trained on"
@@ -135,7 +140,7 @@ def require_sound(
         for digest, name in [(c.digest, c.example.name) for c in place.checked]
         if digest in seen
     ]
-    for what, places in (("train on", training), ("score on", validation)):
+    for what, places in asked:
         if not sum(len(place.checked) for place in places):
             fatal.append(f"no sound picture to {what}")
     if training and any(place.checked for place in training):
@@ -150,5 +155,6 @@ def require_sound(
         shown = "\n".join(f"  - {problem}" for problem in problems[:SHOWN])
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         hint = "" if fatal else "\nhint: `--skip-bad` goes on without them"
-        raise TrainingError(f"{len(problems)} problems in the data:\n{shown}{more}{hint}")
+        number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise TrainingError(f"{number} in the data:\n{shown}{more}{hint}")
     return skippable

@@ -28,6 +28,8 @@ from app.training.run import Run, require_place
 
 __all__ = ["About", "Plan", "train", "train_and_publish"]
 
+_CHARTS = {"tensorboard": "TensorBoard logs", "matplotlib": "curves"}
+
 
 def train(plan: Plan, *, resume: bool = False, console: Console | None = None) -> Path:
     """Run the plan to its end; the path of the best weights.
@@ -36,10 +38,13 @@ def train(plan: Plan, *, resume: bool = False, console: Console | None = None) -
     an `out` folder that already holds a run when not resuming.
     """
     ranks = _begin(plan, resume=resume)
+    console = console or _console(ranks)
     try:
-        return _run(plan, ranks, resume=resume, console=console)[0]
+        best, _ = _run(plan, ranks, resume=resume, console=console)
     finally:
         ranks.close()
+    console.print(f"best weights: {best}", highlight=False, markup=False)
+    return best
 
 
 def train_and_publish(
@@ -59,7 +64,7 @@ def train_and_publish(
         raise TrainingError(f"a model cannot be named `{about.name}`: {NAME_RULE}")
     ranks = _begin(plan, resume=resume)
     try:
-        _, material = _run(plan, ranks, resume=resume, console=console)
+        _, material = _run(plan, ranks, resume=resume, console=console or _console(ranks))
     finally:
         ranks.close()
     if not ranks.first:
@@ -80,11 +85,12 @@ def _begin(plan: Plan, *, resume: bool) -> Ranks:
     return join_ranks(plan.batch)
 
 
-def _run(
-    plan: Plan, ranks: Ranks, *, resume: bool, console: Console | None
-) -> tuple[Path, Material]:
-    console = console or Console(stderr=True, quiet=not ranks.first)
+def _console(ranks: Ranks) -> Console:
+    """Messages go to standard error, from the first process alone."""
+    return Console(stderr=True, quiet=not ranks.first)
 
+
+def _run(plan: Plan, ranks: Ranks, *, resume: bool, console: Console) -> tuple[Path, Material]:
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)
 
@@ -92,7 +98,8 @@ def _run(
         material = Material.of(plan, say=say, tick=_counting(status.update))
     ranks.wait()
     if plan.charts and ranks.first and missing():
-        say(f"no charts: {' and '.join(missing())} not installed; {HINT.removeprefix('hint: ')}")
+        wanting = " and ".join(f"no {_CHARTS[name]}" for name in missing())
+        say(f"{wanting}: {', '.join(missing())} not installed\n{HINT}")
 
     def journal(path: Path, step: int) -> Journal:
         if not ranks.first:

@@ -1,0 +1,46 @@
+"""One server process of a fleet: the real application and server, a fake engine behind them.
+
+    python -m tests.fleet.replica FOLDER PORT SECONDS_A_BATCH
+
+Everything else is read from `TERNAUS_*`, as in production.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from app.api.app import create_app
+from app.api.server import listen
+from app.settings import Settings
+from tests.fakes import FakeEngine
+from tests.server import sampled
+
+
+def main(folder: str, port: str, seconds: str) -> int:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    engine = FakeEngine(sampled(Path(folder)), before=lambda pixels: time.sleep(float(seconds)))
+    settings = Settings.read(host="127.0.0.1", port=int(port), host_threads=1)
+    logging.basicConfig(level="INFO", stream=sys.stderr)
+    app = create_app(
+        settings,
+        labels=lambda: (engine.spec.name,),
+        resolve=lambda label: engine.spec,
+        open_engine=lambda spec, sample: engine,
+        on_failure=lambda exc: server.fail(exc),
+    )
+    server = listen(
+        app,
+        host=settings.host,
+        port=settings.port,
+        grace_s=settings.drain_grace_s,
+        log_level="warning",
+    )
+    server.run()
+    return 1 if server.failure is not None or not server.started else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
