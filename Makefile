@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 SERVE := $(VENV)/.serve.stamp
 TEST := $(VENV)/.test.stamp
 
-.PHONY: help serve test check format lock clean
+.PHONY: help serve test fleet check format lock clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -14,7 +14,10 @@ serve: $(SERVE) ## set up if needed, and serve the models of model_store/ on por
 	$(VENV)/bin/ternaus serve
 
 test: $(TEST) ## set up if needed, and run the tests
-	$(PYTHON) -m pytest -m "not fleet"
+	$(PYTHON) -m pytest
+
+fleet: $(TEST) ## a fleet behind a real balancer, and the CPU image; installs Debian packages
+	docker/fleet $(PYTHON)
 
 check: $(TEST) ## linters and types
 	$(VENV)/bin/ruff check .

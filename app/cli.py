@@ -551,8 +551,6 @@ def _engines(settings: Any) -> Any:
 
 
 def _log(level: str) -> None:
-    # What uvicorn says of its life we say better: listening, ready, draining.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     # Pillow warns of odd but harmless files; what matters it raises, and the decoder checks.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.basicConfig(

@@ -91,7 +91,8 @@ def listen(app: Any, *, host: str, port: int, grace_s: float, log_level: str) ->
             lifespan="on",
             access_log=False,
             log_config=None,
-            log_level=log_level,
+            # What uvicorn says of its life we say better: listening, ready, draining.
+            log_level="warning" if log_level == "info" else log_level,
             server_header=False,
             # Longer than the idle time of common balancers, so that they close first and never
             # send a request into a connection that we are closing.

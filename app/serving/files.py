@@ -84,7 +84,7 @@ def segment_files(
                 async with room:
                     try:
                         body = await _segment(house, picture, Ask(label, format, threshold))
-                        target = out / place.with_suffix(encoding.extension)
+                        target = out / place.parent / f"{place.name}.{encoding.extension}"
                         await asyncio.to_thread(_write, target, body)
                     except (TernausError, OSError) as exc:
                         failed += 1

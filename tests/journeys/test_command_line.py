@@ -32,7 +32,7 @@ def ternaus(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def test_folder_of_pictures_becomes_a_folder_of_masks(warm_cache: str, tmp_path: Path) -> None:
     data, expected = sample()
     (tmp_path / "photos" / "deep").mkdir(parents=True)
-    (tmp_path / "photos" / "a.jpg").write_bytes(data)
+    (tmp_path / "photos" / "a.2.jpg").write_bytes(data)
     (tmp_path / "photos" / "deep" / "b.jpg").write_bytes(data)
     (tmp_path / "photos" / "notes.txt").write_text("not a picture")
     done = ternaus(
@@ -46,7 +46,7 @@ def test_folder_of_pictures_becomes_a_folder_of_masks(warm_cache: str, tmp_path:
     masks = sorted(
         p.relative_to(tmp_path / "masks").as_posix() for p in (tmp_path / "masks").rglob("*.*")
     )
-    assert masks == ["a.png", "deep/b.png"]
+    assert masks == ["a.2.png", "deep/b.png"]
     for name in masks:
         with Image.open(tmp_path / "masks" / name) as image:
             assert agree(np.asarray(image) > 0, expected) > 0.99

@@ -20,6 +20,8 @@ from pycocotools import mask as coco
 
 from app.api.docs import EXAMPLES
 from app.encodings import base as encodings
+from app.store.store import ModelStore
+from app.types import ClassSpec, Mask
 from tests.journeys.process import STORE, Process, serving
 
 pytestmark = pytest.mark.journey
@@ -38,6 +40,11 @@ def sample() -> tuple[bytes, np.ndarray]:
     with Image.open(folder / manifest["sample"]["mask"]) as image:
         mask = np.asarray(image) > 0
     return (folder / manifest["sample"]["picture"]).read_bytes(), mask
+
+
+def threshold() -> float:
+    manifest = json.loads((newest() / "manifest.json").read_text())
+    return float(manifest["threshold"])
 
 
 def agree(found: np.ndarray, expected: np.ndarray) -> float:
@@ -76,7 +83,7 @@ def test_curl_examples_run_as_shown(server: Process, tmp_path: Path) -> None:
             assert agree(planes[0], expected) > 0.99
         if "probability.png" in command:
             with Image.open(tmp_path / "probability.png") as image:
-                assert agree(np.asarray(image) > 127, expected) > 0.95
+                assert agree(np.asarray(image) > 255 * threshold(), expected) > 0.99
 
 
 def test_every_page_that_is_named_answers(server: Process) -> None:
@@ -204,14 +211,14 @@ def test_damaged_store_never_becomes_ready(damage, words: str, tmp_path: Path) -
 
 def test_sample_that_does_not_match_never_becomes_ready(warm_cache: str, tmp_path: Path) -> None:
     """A model that gives another mask than its own is not served, however sound its files are."""
-    from app.store.store import ModelStore
-
     origin = ModelStore(STORE)
     manifest = origin.manifest(MODEL)
     files = dict(origin.fetch(MODEL))
-    with Image.open(files["sample.mask.png"]) as image:
-        turned = image.point(lambda value: 255 - value)
-        turned.save(tmp_path / "wrong.png")
+    png = encodings.get("png")
+    planes = png.decode(files["sample.mask.png"].read_bytes())
+    classes = (ClassSpec("building", (255, 0, 0)),)
+    wrong = Mask.from_planes(~planes.astype(np.bool_), "binary", classes)
+    (tmp_path / "wrong.png").write_bytes(png.encode(wrong))
     files["sample.mask.png"] = tmp_path / "wrong.png"
     ModelStore(tmp_path / "store").publish(MODEL, manifest.draft(), files)
     with serving("--store", str(tmp_path / "store"), TERNAUS_CACHE_DIR=warm_cache) as process:
