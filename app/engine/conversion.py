@@ -110,7 +110,14 @@ def _convert(spec: ModelSpec, target: Path) -> None:
     """Trace the core, translate it, and save it."""
     import warnings
 
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError as exc:
+        raise EngineError(
+            f"{spec.label} is not converted for this version of the server, and torch, which "
+            "converts, is not installed; serve it from an installation or image with torch, or "
+            "build the image with this model in its store"
+        ) from exc
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

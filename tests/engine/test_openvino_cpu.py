@@ -160,3 +160,21 @@ def test_conversion_leaves_the_callers_warnings_alone(
     before = list(warnings.filters)
     converted(specs["binary"], cache_dir)
     assert warnings.filters == before
+
+
+def test_a_cold_start_without_torch_says_what_is_missing(
+    specs: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    values = json.dumps(asdict(specs["binary"]), default=str)
+    # None in sys.modules makes an import fail as if the package were not installed.
+    script = WARM_START.replace(
+        "import json,", "import sys; sys.modules['torch'] = None\nimport json,"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, values, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "torch, which converts, is not installed" in done.stderr
