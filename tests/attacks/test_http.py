@@ -107,7 +107,8 @@ def test_openapi_is_kept(server: Running) -> None:
         @given(case=operation.as_strategy())
         def run(case: schemathesis.Case[Any]) -> None:
             response = case.call(timeout=30)
-            assert response.status_code < 500, response.text
+            # A deadline of a millisecond is allowed, and so is missing it.
+            assert response.status_code < 500 or response.status_code == 504, response.text
             declared = case.operation.definition.raw["responses"]
             assert str(response.status_code) in declared or response.status_code in (404, 405)
 
