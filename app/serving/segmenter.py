@@ -67,6 +67,14 @@ class Timings:
     infer: float = 0.0
     encode: float = 0.0
     stage: str = "receive"
+    tiles: int = 0
+    tiles_done: int = 0
+
+    def place(self) -> str:
+        """How far it got, in words."""
+        if self.stage == "infer":
+            return f"on the device, after {self.tiles_done} of {self.tiles} tiles"
+        return f"in the stage `{self.stage}`"
 
     def header(self) -> str:
         """As a `Server-Timing` value: milliseconds."""
@@ -89,9 +97,10 @@ class Answer:
 
 @dataclass(slots=True)
 class _Progress:
-    """When the first tile of a request reached the device."""
+    """How the tiles of a request fare: when the first reached the device, how many are done."""
 
-    submitted: float = 0.0
+    timings: Timings
+    submitted: float
     launched: float | None = None
     device_s: float = 0.0
 
@@ -127,8 +136,10 @@ class Segmenter:
         except TimeoutError:
             self.metrics.late.labels(timings.stage).inc()
             raise DeadlineExceeded(
-                f"the time of this request ran out in the stage `{timings.stage}`",
+                f"the time of this request ran out {timings.place()} "
+                "(TERNAUS_REQUEST_TIMEOUT_S, `X-Request-Timeout-Ms`)",
                 stage=timings.stage,
+                limit="TERNAUS_REQUEST_TIMEOUT_S",
             ) from None
 
     async def _segment(
@@ -223,7 +234,7 @@ class Segmenter:
         timings: Timings,
     ) -> Mask:
         threshold = model.spec.threshold if ask.threshold is None else ask.threshold
-        progress = _Progress(self.clock.now())
+        progress = _Progress(timings, self.clock.now())
         while True:
             try:
                 sheet = await self._tiles(
@@ -262,6 +273,7 @@ class Segmenter:
         loop = asyncio.get_running_loop()
         lane = Lane(model.engine, *layout.shape)
         sheet = layout.sheet(probability=probability)
+        progress.timings.tiles, progress.timings.tiles_done = len(layout.tiles), 0
         flow = Flow(deadline=deadline)
         waiting: dict[asyncio.Future[Inference], TileSpec] = {}
 
@@ -333,6 +345,8 @@ def _settle(
         if progress.launched is None or item.launched < progress.launched:
             progress.launched = item.launched
         progress.device_s += now - item.launched
+        progress.timings.stage = "infer"
+        progress.timings.tiles_done += 1
     if future.done():
         return
     if isinstance(outcome, BaseException):
