@@ -106,7 +106,7 @@ def _page(url: str) -> str:
         '<meta name="viewport" content="width=device-width">'
         "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;"
         "padding:0 1rem}td{padding:.1rem 1rem .1rem 0}"
-        "pre{background:#f3f3f3;padding:.6rem;overflow-x:auto}</style>"
+        "pre{background:#f3f3f3;padding:.6rem;white-space:pre-wrap}</style>"
         f"<h1>TernausNet Serve {__version__}</h1><p>A picture in, a mask out.</p>"
         f"<table>{places}</table><h2>Examples</h2>{examples}</html>"
     )
@@ -123,8 +123,15 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
             description=_description(),
             routes=app.routes,
         )
-        schema["paths"]["/segment"] = {"post": _segment_operation()}
-        schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM
+        # First, as it is what people come for.
+        schema["paths"] = {"/segment": {"post": _segment_operation()}, **schema["paths"]}
+        # FastAPI announces its own form of a refused parameter; ours are problem documents.
+        schema["components"] = {"schemas": {"Problem": _PROBLEM}}
+        for path in schema["paths"].values():
+            for operation in path.values():
+                refusal = operation["responses"].get("422", {})
+                if "application/json" in refusal.get("content", {}):
+                    del operation["responses"]["422"]
         app.openapi_schema = schema
     return app.openapi_schema
 
