@@ -30,13 +30,13 @@ RUN apt-get update \
 COPY requirements/uv.txt /build/requirements/
 RUN python3 -m venv /build/boot \
     && /build/boot/bin/pip install --no-cache-dir --require-hashes -r /build/requirements/uv.txt
-ENV PATH=/build/boot/bin:$PATH UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+ENV PATH=/build/boot/bin:$PATH UV_CACHE_DIR=/build/cache UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 
 # What serving needs, and no more of it: OpenVINO comes with plugins for Intel's GPU and NPU and
 # with readers of other frameworks' files, botocore with every service of its cloud.
 FROM cpu-tools AS cpu-packages
 COPY requirements/cpu.txt /build/requirements/
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/build/cache \
     uv venv --quiet --python /usr/bin/python3 /opt/ternaus \
     && uv pip install --python /opt/ternaus/bin/python --require-hashes --only-binary :all: \
         --compile-bytecode -r /build/requirements/cpu.txt \
@@ -56,7 +56,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 # torch is needed once, to convert the models of model_store/ for OpenVINO; it stays in this stage.
 FROM cpu-tools AS converted
 COPY requirements/cuda.txt /build/requirements/
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/build/cache \
     uv venv --quiet --python /usr/bin/python3 /build/torch \
     && uv pip install --python /build/torch/bin/python --require-hashes --only-binary :all: \
         -r /build/requirements/cuda.txt
@@ -118,12 +118,12 @@ RUN apt-get update \
 COPY requirements/uv.txt /build/requirements/
 RUN python3 -m venv /build/boot \
     && /build/boot/bin/pip install --no-cache-dir --require-hashes -r /build/requirements/uv.txt
-ENV PATH=/build/boot/bin:$PATH UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+ENV PATH=/build/boot/bin:$PATH UV_CACHE_DIR=/build/cache UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 
 # Headers and static libraries are for compilers, of which the image has none.
 FROM cuda-tools AS cuda-packages
 COPY requirements/cuda.txt /build/requirements/
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/build/cache \
     uv venv --quiet --python /usr/bin/python3 /opt/ternaus \
     && uv pip install --python /opt/ternaus/bin/python --require-hashes --only-binary :all: \
         --compile-bytecode -r /build/requirements/cuda.txt \
