@@ -71,7 +71,7 @@ def options() -> dict[str, Option]:
             "format",
             "Format of the answer. Without it the `Accept` header decides; `png` is the default.",
             _format,
-            {"type": "string", "enum": formats, "default": "png"},
+            {"type": "string", "enum": formats, "default": encodings.DEFAULT},
             "rle",
         ),
         Option(
@@ -113,7 +113,7 @@ class Asks:
         self._options = options()
         self._by_media: dict[str, str] = {}
         for encoding in [
-            encodings.get("png"),
+            encodings.get(encodings.DEFAULT),
             encodings.get("rle"),
             *encodings.registry().values(),
         ]:
@@ -146,7 +146,7 @@ class Asks:
     def negotiate(self, accept: str | None) -> str:
         """The format for an `Accept` header (RFC 9110, section 12.5.1). Raises NotAcceptable."""
         if not accept:
-            return "png"
+            return encodings.DEFAULT
         ranges = []
         for place, part in enumerate(accept.split(",")):
             media, *parameters = [piece.strip().lower() for piece in part.split(";")]
@@ -159,7 +159,7 @@ class Asks:
                 ranges.append((-weight, place, media))
         for _, _, media in sorted(ranges):
             if media in ("*/*", "image/*"):
-                return "png"
+                return encodings.DEFAULT
             for offered, name in self._by_media.items():
                 if media == offered or (media.endswith("/*") and offered.startswith(media[:-1])):
                     return name

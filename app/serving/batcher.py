@@ -133,8 +133,13 @@ class Batcher:
             self._lanes.expect(lane, count)
             self._changed.notify_all()
 
-    def estimated_wait_s(self, lane: Lane | None = None, items: int = 0) -> float:
-        """Predicted seconds until new work (of `items` tiles of `lane`) would be done."""
+    def predicted_s(self, lane: Lane, items: int) -> float:
+        """Predicted seconds of `items` tiles of `lane` on an idle device."""
+        with self._changed:
+            return self._lanes.predict_s(lane, items, self._clock.now())
+
+    def estimated_wait_s(self) -> float:
+        """Predicted seconds until new work would begin."""
         with self._changed:
             now = self._clock.now()
             wait = self._lanes.backlog_s(now)
@@ -146,7 +151,7 @@ class Batcher:
                 wait -= min(
                     ran, self._lanes.predict_s(self._running[0].lane, len(self._running), now)
                 )
-            return wait + (self._lanes.predict_s(lane, items, now) if lane is not None else 0.0)
+            return wait
 
     def state(self) -> State:
         """What was observed: progress, nothing to do, no progress, or a device beyond help."""

@@ -96,12 +96,10 @@ class Catalog:
         self._open_engine = open_engine
         self._default = default
         self._open: dict[str, OpenModel] = {}
-        self._wanted: tuple[str, ...] = ()
         self._failures: dict[str, TernausError] = {}
 
     def open(self, labels: tuple[str, ...]) -> None:
         """Open these models, blocking; raises the first error. Nothing is ready before all are."""
-        self._wanted = labels
         opened: dict[str, OpenModel] = {}
         try:
             for label in labels:

@@ -35,6 +35,8 @@ from app.types import Inference, Mask, Picture
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
+# The stages of a request whose seconds are told and counted, in their order.
+STAGES = ("receive", "decode", "queue", "infer", "encode")
 # A shape that was asked for this often is worth preparing (compiling, capturing) in the background.
 _HOT = 3
 # How many times the time left a prediction must be to refuse a picture on an idle device.
@@ -51,7 +53,7 @@ class Ask:
     """
 
     model: str | None = None
-    format: str = "png"
+    format: str = encodings.DEFAULT
     threshold: float | None = None
     frame: int | None = None
     background: tuple[int, int, int] | None = None
@@ -78,10 +80,7 @@ class Timings:
 
     def header(self) -> str:
         """As a `Server-Timing` value: milliseconds."""
-        return ", ".join(
-            f"{name};dur={getattr(self, name) * 1000:.2f}"
-            for name in ("receive", "decode", "queue", "infer", "encode")
-        )
+        return ", ".join(f"{name};dur={getattr(self, name) * 1000:.2f}" for name in STAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +204,9 @@ class Segmenter:
         lane = Lane(model.engine, *layout.shape)
         tiles = len(layout.tiles)
         backlog = self.batcher.estimated_wait_s()
-        wait = self.batcher.estimated_wait_s(lane, tiles)
+        alone = self.batcher.predicted_s(lane, tiles)
+        wait = backlog + alone
         left = deadline - self.clock.now()
-        alone = wait - backlog
         if alone > left * (_FAR_OFF if backlog == 0 else 1):
             self.metrics.rejected.labels("too_long").inc()
             raise DeadlineExceeded(
@@ -324,7 +323,7 @@ class Segmenter:
 
     def _count(self, picture: Picture, layout: Layout, timings: Timings) -> None:
         stage = self.metrics.stage_seconds
-        for name in ("receive", "decode", "queue", "infer", "encode"):
+        for name in STAGES:
             stage.labels(name).observe(getattr(timings, name))
         pixels = picture.height * picture.width
         self.metrics.pixels.inc(pixels)

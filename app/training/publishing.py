@@ -26,10 +26,8 @@ from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode
 from app.imaging.fit import crop_plane, fit
 from app.store.store import ModelStore
+from app.training.nets import MEAN, STD
 from app.types import ClassSpec, Mask, Pixels, Task
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
