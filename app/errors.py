@@ -8,6 +8,7 @@
     |  |- NotAcceptable               no format that the client accepts is offered
     |  |- BodyTooLarge                more bytes than the limit
     |  |- BodyTooSlow                 the client did not send its body in time
+    |  |- KeyRequired                 no valid API key came with the request
     |  `- ModelNotFound               no such model or version
     |- PictureError                   the picture is at fault
     |  |- PictureUnsupported          not a format that we read
@@ -116,6 +117,12 @@ class BodyTooSlow(RequestError):
     """The client did not send its body in time."""
 
     code, status, title = "body_too_slow", 408, "Body too slow"
+
+
+class KeyRequired(RequestError):
+    """No valid API key came with the request."""
+
+    code, status, title = "key_required", 401, "API key required"
 
 
 class ModelNotFound(RequestError):

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     )
     drain_grace_s: float = Field(
         5.0, ge=0, description="after SIGTERM, how long new requests are still taken"
+    )
+    admin_key: SecretStr = Field(
+        SecretStr(""), description="key that may load and unload models; empty: nobody may"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level logged"
