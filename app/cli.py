@@ -354,6 +354,10 @@ def train(
     augmentation: Annotated[
         str, typer.Option(help="aerial (no up), normal, light or none.")
     ] = "aerial",
+    zoom: Annotated[
+        str | None,
+        typer.Option(help="LOW:HIGH, pixels of a crop for one of the picture. Default: by level."),
+    ] = None,
     rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 3e-4,
     encoder_rate: Annotated[
         float, typer.Option(min=0.0, help="Of the encoder, times `--rate`.")
@@ -362,6 +366,9 @@ def train(
     half: Annotated[
         bool, typer.Option("--half/--float32", help="Mixed precision (bfloat16), or not.")
     ] = True,
+    average: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Memory of the weights' moving average.")
+    ] = 0.99,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same curve.")] = 1,
     score: Annotated[int, typer.Option(min=1, help="Steps between scores.")] = 150,
     save: Annotated[int, typer.Option(min=1, help="Steps between savings.")] = 25,
@@ -417,10 +424,12 @@ def train(
         accumulate=accumulate,
         crop=crop,
         augmentation=augmentation,
+        zoom=zoom,
         rate=rate,
         encoder_rate=encoder_rate,
         schedule=schedule,
         half=half,
+        average=average,
         seed=seed,
         score=score,
         save=save,

@@ -31,8 +31,10 @@ class CropPlan:
 
     `size` in pixels; `zoom` the range of output pixels per scene pixel; `positive` the share of
     crops centred where a class is; `least_valid` the smallest share of labelled pixels that a crop
-    may have; `colour` the strength of recolouring. `quarters`: turned by right angles, as suits
-    pictures without an up; `tilt`: the share of crops turned by up to `lean` more.
+    may have; `colour` the strength of recolouring; `mix` the share of crops whose channels are
+    mixed, so that form and texture must be learnt, not the colours of one town. `quarters`: turned
+    by right angles, as suits pictures without an up; `tilt`: the share of crops turned by up to
+    `lean` more.
     """
 
     size: int = 256
@@ -40,6 +42,7 @@ class CropPlan:
     positive: float = 0.65
     least_valid: float = 0.6
     colour: float = 1.0
+    mix: float = 0.5
     quarters: bool = True
     flip: bool = True
     tilt: float = 0.5
@@ -49,12 +52,18 @@ class CropPlan:
 # `aerial` is what overhead pictures bear; `normal` keeps the sky above.
 AUGMENTATIONS: Mapping[str, CropPlan] = {
     "aerial": CropPlan(),
-    "normal": CropPlan(zoom=(0.7, 1.4), colour=0.7, quarters=False, lean=math.pi / 12),
+    "normal": CropPlan(zoom=(0.7, 1.4), colour=0.7, mix=0.2, quarters=False, lean=math.pi / 12),
     "light": CropPlan(
-        zoom=(0.9, 1.1), positive=0.5, colour=0.3, quarters=False, tilt=0.25, lean=math.pi / 36
+        zoom=(0.9, 1.1),
+        positive=0.5,
+        colour=0.3,
+        mix=0.0,
+        quarters=False,
+        tilt=0.25,
+        lean=math.pi / 36,
     ),
     "none": CropPlan(
-        zoom=(1.0, 1.0), positive=0.5, colour=0.0, quarters=False, flip=False, tilt=0.0
+        zoom=(1.0, 1.0), positive=0.5, colour=0.0, mix=0.0, quarters=False, flip=False, tilt=0.0
     ),
 }
 
@@ -150,6 +159,8 @@ class Crops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             if np.mean((labels != IGNORE).any(axis=0)) >= self.plan.least_valid:
                 break
         picture = recolour(picture, random, self.plan.colour)
+        if random.random() < self.plan.mix:
+            picture = mix(picture, random)
         pixels = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
         return torch.from_numpy(pixels), torch.from_numpy(labels)
 
@@ -245,3 +256,12 @@ def recolour(picture: Image.Image, random: np.random.Generator, level: float) ->
     if random.random() < 0.2 * level:
         x = x + random.normal(0, random.uniform(0.005, 0.03), x.shape).astype(np.float32)
     return Image.fromarray((np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def mix(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Each channel a random mean of all three: from a slight cast, over other hues, to grey."""
+    rows = random.dirichlet((0.7, 0.7, 0.7), size=1 if random.random() < 0.3 else 3)
+    keep = random.uniform(0.0, 0.6)
+    weights = (keep * np.eye(3) + (1 - keep) * rows).astype(np.float32)
+    x = np.asarray(picture, np.float32) @ weights.T
+    return Image.fromarray((x + 0.5).astype(np.uint8))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from app.engine.options import EngineOptions
 from app.errors import TrainingError
 from app.store.store import ModelStore
 from app.training.classes import TASKS
-from app.training.crops import crop_plan
+from app.training.crops import CropPlan, crop_plan
 from app.training.examples import Order, Reading
 from app.training.losses import PAPER
 from app.training.plan import Plan
@@ -34,6 +36,7 @@ def plan(
     class_weights: Sequence[float],
     crop: int,
     augmentation: str,
+    zoom: str | None,
     **rest: Any,
 ) -> Plan:
     """Raises TrainingError for what is not understood. `rest`: fields of Plan, as they are."""
@@ -49,9 +52,22 @@ def plan(
         parameters={} if upsampling is None else {"upsampling": upsampling},
         loss=weights(loss) or dict(PAPER),
         class_weights=tuple(class_weights),
-        crop=crop_plan(augmentation, crop),
+        crop=_zoomed(crop_plan(augmentation, crop), zoom),
         **rest,
     )
+
+
+def _zoomed(crop: CropPlan, text: str | None) -> CropPlan:
+    if text is None:
+        return crop
+    low, colon, high = text.partition(":")
+    try:
+        zoom = float(low), float(high)
+    except ValueError:
+        zoom = 0.0, 0.0
+    if not colon or not 0 < zoom[0] <= zoom[1] < math.inf:
+        raise TrainingError(f"a zoom is `LOW:HIGH`, such as 0.5:2, not `{text}`")
+    return replace(crop, zoom=zoom)
 
 
 def reading(*, classes: Sequence[str], task: str | None, ignore: int | None, order: str) -> Reading:

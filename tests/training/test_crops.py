@@ -9,10 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from app.errors import TrainingError
-from app.training.crops import AUGMENTATIONS, CropPlan, Crops, Ground, affine, crop_plan
+from app.training.crops import (
+    AUGMENTATIONS,
+    CropPlan,
+    Crops,
+    Ground,
+    affine,
+    crop_plan,
+    mix,
+)
 from app.training.losses import IGNORE
 from app.training.ranks import Share
 from app.training.scenes import Scene
@@ -56,7 +65,7 @@ def test_crop_is_the_same_from_kept_pixels_and_from_pixels_read_again() -> None:
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_labels_stay_where_their_pixels_are(name: str) -> None:
     # Recolouring is left out: here the colour says what the label must be.
-    plan = replace(crop_plan(name, 96), colour=0.0)
+    plan = replace(crop_plan(name, 96), colour=0.0, mix=0.0)
     for index in range(20):
         pixels, labels = crops(plan)[index]
         assert pixels.shape == (3, 96, 96)
@@ -72,7 +81,7 @@ def test_labels_stay_where_their_pixels_are(name: str) -> None:
 
 
 def test_ground_outside_the_scene_is_not_labelled() -> None:
-    plan = CropPlan(size=128, zoom=(0.3, 0.3), colour=0.0, least_valid=0.0)
+    plan = CropPlan(size=128, zoom=(0.3, 0.3), colour=0.0, mix=0.0, least_valid=0.0)
     for index in range(10):
         pixels, labels = crops(plan)[index]
         outside = pixels[1] == 0
@@ -132,7 +141,7 @@ def test_towns_get_their_share() -> None:
         scene = Scene("s", np.full((64, 64, 3), value, np.uint8), np.ones((1, 64, 64), np.uint8))
         return [Ground(lambda: scene, keep=True)]
 
-    plan = CropPlan(size=32, colour=0.0)
+    plan = CropPlan(size=32, colour=0.0, mix=0.0)
     made = Crops([town(10), town(200)], [1, 3], plan, seed=1, length=400)
     bright = np.mean([int(made[i][0].max()) == 200 for i in range(400)])
     assert 0.68 < bright < 0.82
@@ -156,6 +165,30 @@ def test_crops_of_the_default_plan_never_change() -> None:
     made = crops(CropPlan(size=64, colour=0.0))
     digest = hashlib.sha256(b"".join(made[i][1].numpy().tobytes() for i in range(8)))
     assert digest.hexdigest()[:16] == "52ece495e623b7fd"
+
+
+def test_mixed_channels_leave_grey_alone_and_change_hues() -> None:
+    random = np.random.default_rng(0)
+    grey = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2))
+    red = Image.new("RGB", (4, 4), (250, 10, 10))
+    shades = []
+    for _ in range(200):
+        change = np.abs(np.asarray(mix(grey, random)).astype(int) - np.asarray(grey))
+        assert change.max() <= 1
+        shades.append(np.asarray(mix(red, random))[0, 0].astype(int))
+    spread = np.ptp(shades, axis=1)
+    assert spread.min() < 160
+    assert spread.max() > 180
+    # Now and then another channel is the brightest: a red roof becomes a green or a blue one.
+    assert {0, 1, 2} <= {int(np.argmax(shade)) for shade in shades}
+
+
+def test_share_of_crops_is_mixed() -> None:
+    plain = crops(CropPlan(size=32, colour=0.0, mix=0.0))
+    mixed = crops(CropPlan(size=32, colour=0.0, mix=0.5))
+    changed = [not torch.equal(plain[i][0], mixed[i][0]) for i in range(50)]
+    assert 12 < sum(changed) < 38
+    assert all(torch.equal(plain[i][1], mixed[i][1]) for i in range(50))
 
 
 def test_unknown_augmentation_is_refused_with_the_known_ones() -> None:

@@ -134,6 +134,10 @@ def test_places_of_different_classes_are_refused(tmp_path: Path) -> None:
 # Options.
 
 
+def command(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
 def test_options_become_a_plan(tmp_path: Path) -> None:
     assert options.shares(["a:3", "b", "c:d", "/x/y:0.5"]) == {
         "a": 3.0, "b": 1.0, "c:d": 1.0, "/x/y": 0.5,
@@ -150,8 +154,11 @@ def test_options_become_a_plan(tmp_path: Path) -> None:
     assert options.start(None, ModelStore(tmp_path)) is None
 
 
-def command(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
+@pytest.mark.parametrize("zoom", ["2", "2:1", "0:1", "a:b", "1:", "1:inf", "nan:1"])
+def test_zoom_that_is_no_range_is_refused(tmp_path: Path, zoom: str) -> None:
+    refused = command("train", "--data", str(tmp_path), "--name", "n", "--zoom", zoom)
+    assert refused.exit_code == 1
+    assert "LOW:HIGH" in str(refused.exception)
 
 
 def test_command_trains_publishes_and_evaluates(
@@ -166,7 +173,7 @@ def test_command_trains_publishes_and_evaluates(
         "--architecture", "unet-surgical", "--encoder", "none", "--steps", "4", "--batch", "2",
         "--crop", "64", "--score", "2", "--rate", "0.001", "--workers", "0", "--float32",
         "--augmentation", "light", "--no-charts", "--loss", "cross-entropy", "--loss", "dice:0.5",
-        "--class", "blob:#ff0000", "--device", "cpu",
+        "--class", "blob:#ff0000", "--device", "cpu", "--zoom", "0.8:1.25", "--average", "0.9",
     )  # fmt: skip
     assert trained.exit_code == 0, (trained.output, trained.exception)
     assert "published blobs@1" in trained.output
@@ -182,6 +189,7 @@ def test_command_trains_publishes_and_evaluates(
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
     assert plan["loss"] == {"cross-entropy": 1.0, "dice": 0.5} != PAPER
     assert plan["half"] is False
+    assert (plan["crop"]["zoom"], plan["average"]) == ([0.8, 1.25], 0.9)
 
 
 def test_command_tells_mistakes_in_a_sentence(tmp_path: Path) -> None:
