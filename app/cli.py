@@ -209,6 +209,10 @@ def import_model(
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Probability above which a pixel counts.")
     ] = 0.5,
+    longest_side: Annotated[
+        int | None,
+        typer.Option(min=32, help="Larger pictures are scaled down to this for the net."),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights (SPDX).")] = "unknown",
     store: StoreOption = None,
 ) -> None:
@@ -226,6 +230,7 @@ def import_model(
         interpolation=interpolation,
         align_corners=align_corners,
         threshold=threshold,
+        longest_side=longest_side,
         licence=licence,
         command=" ".join(["ternaus", *sys.argv[1:]]),
     )
@@ -369,6 +374,10 @@ def train(
     average: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Memory of the weights' moving average.")
     ] = 0.99,
+    longest_side: Annotated[
+        int | None,
+        typer.Option(min=32, help="Scale larger pictures down to this side, also when serving."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same curve.")] = 1,
     score: Annotated[int, typer.Option(min=1, help="Steps between scores.")] = 150,
     save: Annotated[int, typer.Option(min=1, help="Steps between savings.")] = 25,
@@ -430,6 +439,7 @@ def train(
         schedule=schedule,
         half=half,
         average=average,
+        longest_side=longest_side,
         seed=seed,
         score=score,
         save=save,

@@ -68,7 +68,8 @@ class ModelSpec:
     makes tiling exact. `digest` (sha256 hex) names everything that changes an answer: weights,
     architecture, parameters, task, classes, input, threshold, precision. `weights` (of
     `weights_sha256`) and `sample` are local files; the sample is a picture and the mask PNG that
-    the model must give.
+    the model must give. A picture with a longer side than `longest_side` is shown to the net scaled
+    down to it.
     """
 
     name: str
@@ -89,6 +90,7 @@ class ModelSpec:
     sample_picture: str
     sample_mask: str
     fit: Literal["pad"] = "pad"
+    longest_side: int | None = None
 
     @property
     def label(self) -> str:

@@ -29,6 +29,7 @@ from app.errors import (
 from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode
 from app.imaging.fit import fit
+from app.imaging.scale import shown_size
 from app.types import ModelSpec, Pixels
 
 log = logging.getLogger("ternaus.catalog")
@@ -65,6 +66,12 @@ class Sample:
             expected = encodings.get(format).decode(Path(spec.sample_mask).read_bytes())
         except (OSError, MalformedRequest) as exc:
             raise ModelDamaged(f"`{spec.sample_mask}` is not a readable mask: {exc}") from exc
+        height, width = picture.pixels.shape[:2]
+        if shown_size(height, width, spec.longest_side) != (height, width):
+            raise ModelDamaged(
+                f"`{spec.sample_picture}` is larger than the {spec.longest_side} pixels that "
+                f"{spec.label} is shown, so it proves nothing of its net"
+            )
         pixels, margins = fit(picture.pixels, spec.stride)
         return cls(np.ascontiguousarray(pixels), expected, margins.top, margins.left)
 
@@ -186,6 +193,7 @@ class Catalog:
                     {"name": c.name, "colour": "#{:02x}{:02x}{:02x}".format(*c.colour)}
                     for c in model.spec.classes
                 ],
+                "longest_side": model.spec.longest_side,
                 "threshold": model.spec.threshold if model.spec.task != "multiclass" else None,
                 "digest": model.spec.digest,
                 "engine": dict(model.engine.describe()),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.errors import PictureTooLarge
 from app.imaging import tiling
 from app.imaging.fit import Fit, margins
+from app.imaging.scale import enlarge, enlarged_bits, enlarged_labels, shown_size, shrink
 from app.imaging.tiling import TilePlan, TileSpec, plan_tiles
 from app.types import Inference, Mask, ModelSpec, Pixels
+
+Plane = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class Tiling:
     side: int
 
     def plan(self, height: int, width: int, spec: ModelSpec) -> tuple[Fit, TilePlan]:
-        """Margins and tiles of a picture of this size."""
+        """Margins and tiles of a picture of this size, as the net sees it."""
+        height, width = shown_size(height, width, spec.longest_side)
         fitting = margins(height, width, spec.stride)
         rows, columns = fitting.padded(height, width)
         if not spec.local and rows * columns > self.whole_pixels:
@@ -46,8 +50,9 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A picture with its plan."""
+    """A picture with its plan: `pixels` as the net sees it, `size` (height, width) as it came."""
 
+    size: tuple[int, int]
     pixels: Pixels
     spec: ModelSpec
     tiling: Tiling
@@ -57,8 +62,15 @@ class Layout:
     @classmethod
     def of(cls, pixels: Pixels, spec: ModelSpec, tiling: Tiling) -> Layout:
         """The layout of decoded pixels, (H, W, 3) uint8."""
-        fitting, plan = tiling.plan(pixels.shape[0], pixels.shape[1], spec)
-        return cls(pixels, spec, tiling, fitting, plan)
+        size = height, width = pixels.shape[0], pixels.shape[1]
+        fitting, plan = tiling.plan(height, width, spec)
+        shown = shrink(pixels, shown_size(height, width, spec.longest_side))
+        return cls(size, shown, spec, tiling, fitting, plan)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the net sees the picture smaller than it is."""
+        return self.pixels.shape[:2] != self.size
 
     @property
     def tiles(self) -> tuple[TileSpec, ...]:
@@ -86,11 +98,15 @@ class Layout:
             whole_pixels=height * width // 2,
             side=int((height * width // 2) ** 0.5),
         )
-        layout = Layout.of(self.pixels, self.spec, half)
+        fitting, plan = half.plan(*self.size, self.spec)
+        layout = replace(self, tiling=half, fitting=fitting, plan=plan)
         return layout if layout.shape[0] * layout.shape[1] < height * width else None
 
     def sheet(self, *, probability: bool) -> Sheet:
-        """An empty sheet for the results of the tiles."""
+        """An empty sheet for the results of the tiles.
+
+        They must come with probabilities where those are asked for, or the picture is scaled.
+        """
         return Sheet(self, probability=probability)
 
 
@@ -99,6 +115,7 @@ class Sheet:
 
     def __init__(self, layout: Layout, *, probability: bool) -> None:
         self._layout = layout
+        self._wanted = probability
         spec = layout.spec
         self._mask = tiling.Canvas(
             layout.plan,
@@ -107,7 +124,7 @@ class Sheet:
         )
         self._probability = (
             tiling.Canvas(layout.plan, channels=spec.channels, kind="probability")
-            if probability
+            if probability or layout.scaled
             else None
         )
 
@@ -122,15 +139,36 @@ class Sheet:
 
     def mask(self, threshold: float | None) -> Mask:
         """The mask at the picture's own size, once every tile is placed."""
-        layout, spec = self._layout, self._layout.spec
-        height, width = layout.pixels.shape[:2]
+        layout = self._layout
+        if layout.scaled:
+            return self._enlarged(threshold)
+        height, width = layout.size
 
-        def back(canvas: tiling.Canvas | None) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        def back(canvas: tiling.Canvas | None) -> Plane | None:
             if canvas is None:
                 return None
             return canvas.crop(layout.fitting, height=height, width=width)
 
-        plane = back(self._mask)
+        return self._made(back(self._mask), back(self._probability), threshold)
+
+    def _enlarged(self, threshold: float | None) -> Mask:
+        """From the probabilities of the smaller picture."""
+        layout, canvas = self._layout, self._probability
+        assert canvas is not None
+        height, width = layout.pixels.shape[:2]
+        small = canvas.crop(layout.fitting, height=height, width=width)
+        if threshold is None:
+            plane = enlarged_labels(small, layout.size)
+        else:
+            plane = enlarged_bits(small, layout.size, threshold)
+        large = np.stack([enlarge(p, layout.size) for p in small]) if self._wanted else None
+        return self._made(plane, large, threshold)
+
+    def _made(
+        self, plane: Plane | None, probability: Plane | None, threshold: float | None
+    ) -> Mask:
+        spec = self._layout.spec
+        height, width = self._layout.size
         exclusive = spec.task == "multiclass"
         return Mask(
             height=height,
@@ -139,7 +177,7 @@ class Sheet:
             classes=spec.classes,
             bits=None if exclusive else plane,
             labels=plane if exclusive else None,
-            probability=back(self._probability),
+            probability=probability,
             model=spec.name,
             version=spec.version,
             threshold=None if exclusive else threshold,

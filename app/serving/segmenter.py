@@ -255,7 +255,9 @@ class Segmenter:
         self._warm(Lane(model.engine, *layout.shape))
         shown = None if model.spec.task == "multiclass" else threshold
         return (
-            await self._in_host(sheet.mask, shown) if len(layout.tiles) > 1 else sheet.mask(shown)
+            await self._in_host(sheet.mask, shown)
+            if len(layout.tiles) > 1 or layout.scaled
+            else sheet.mask(shown)
         )
 
     async def _tiles(
@@ -272,6 +274,7 @@ class Segmenter:
         loop = asyncio.get_running_loop()
         lane = Lane(model.engine, *layout.shape)
         sheet = layout.sheet(probability=probability)
+        soft = probability or layout.scaled
         progress.timings.tiles, progress.timings.tiles_done = len(layout.tiles), 0
         flow = Flow(deadline=deadline)
         waiting: dict[asyncio.Future[Inference], TileSpec] = {}
@@ -285,7 +288,7 @@ class Segmenter:
                 )
 
             waiting[future] = tile
-            self.batcher.submit(Item(lane, flow, layout.cut(tile), threshold, probability, deliver))
+            self.batcher.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
 
         tiles = iter(layout.tiles)
         try:
@@ -325,9 +328,10 @@ class Segmenter:
         stage = self.metrics.stage_seconds
         for name in STAGES:
             stage.labels(name).observe(getattr(timings, name))
-        pixels = picture.height * picture.width
-        self.metrics.pixels.inc(pixels)
-        self.metrics.padding.inc(len(layout.tiles) * layout.shape[0] * layout.shape[1] - pixels)
+        height, width = layout.pixels.shape[:2]
+        computed = len(layout.tiles) * layout.shape[0] * layout.shape[1]
+        self.metrics.pixels.inc(picture.height * picture.width)
+        self.metrics.padding.inc(computed - height * width)
 
     async def _in_host(
         self, work: Callable[[*Arguments], Result], *arguments: *Arguments

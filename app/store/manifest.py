@@ -23,10 +23,12 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
+    model_serializer,
 )
 
 from app.errors import ManifestInvalid
@@ -131,6 +133,17 @@ class InputEntry(Part):
     """Makes tiling exact. Each side a multiple of the stride."""
     fit: Literal["pad"] = "pad"
     """How a picture reaches a multiple of the stride: by reflection at its borders."""
+    longest_side: Annotated[int, Field(ge=32, le=65_535)] | None = None
+    """Larger pictures are shown to the net scaled down to this longer side, in pixels, and their
+    masks scaled up again. Left out: every picture is shown as it is."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where it is not set, so that older versions keep their digests."""
+        fields: dict[str, Any] = write(self)
+        if self.longest_side is None:
+            fields.pop("longest_side", None)
+        return fields
 
     @field_validator("stride")
     @classmethod
@@ -381,6 +394,7 @@ class Manifest(Draft):
             sample_picture=str(paths[self.sample.picture]),
             sample_mask=str(paths[self.sample.mask]),
             fit=self.input.fit,
+            longest_side=self.input.longest_side,
         )
 
 

@@ -62,7 +62,7 @@ def finish(
     report = final_scores(plan, material, options=options)
     (out / "scores.json").write_text(report.json())
     sample = out / "sample.png"
-    sample.write_bytes(sample_of(material.validation))
+    sample.write_bytes(sample_of(material.validation, plan.longest_side))
     said = json.loads((out / DESCRIPTION).read_text())
     recipe = Recipe(
         architecture=plan.architecture,
@@ -71,6 +71,7 @@ def finish(
         classes=tuple(label.spec for label in material.classes),
         threshold=report.model.threshold,
         description=about.description,
+        longest_side=plan.longest_side,
     )
     version = publish(
         store,
@@ -130,14 +131,15 @@ def final_scores(plan: Plan, material: Material, *, options: EngineOptions) -> R
     return report
 
 
-def sample_of(examples: tuple[Example, ...]) -> bytes:
+def sample_of(examples: tuple[Example, ...], longest: int | None = None) -> bytes:
     """PNG of the most telling window: where about half of the pixels are of a class.
 
-    Written anew from pixels, so that nothing that a camera noted is published.
+    Written anew from pixels, at the scale that the net is shown, so that nothing that a camera
+    noted is published.
     """
     best: tuple[float, bytes] | None = None
     for example in examples[:200]:
-        scene = example.read()
+        scene = example.read().shown(longest)
         height, width = scene.pixels.shape[:2]
         shown = ((scene.labels > 0) & (scene.labels != IGNORE)).any(axis=0)
         for top in range(0, max(1, height - SAMPLE_SIDE + 1), SAMPLE_SIDE):

@@ -26,14 +26,15 @@ def import_checkpoint(
     interpolation: str | None,
     align_corners: bool,
     threshold: float,
+    longest_side: int | None,
     licence: str,
     command: str,
 ) -> str:
     """Publish a foreign file as the next version of `name`; its label.
 
     `classes` names the channels, comma separated, each with an optional `:#rrggbb`; `task`,
-    `interpolation` and `align_corners` say what no file can tell. Raises CheckpointError and the
-    store's errors.
+    `interpolation`, `align_corners` and `longest_side` say what no file can tell. Raises
+    CheckpointError and the store's errors.
     """
     found, tensors = canonical(
         read(checkpoint), interpolation=interpolation, align_corners=align_corners
@@ -47,6 +48,7 @@ def import_checkpoint(
         classes=classes_of(classes, channels, kind),
         threshold=threshold,
         description=f"imported from {checkpoint.name}",
+        longest_side=longest_side,
     )
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"

@@ -63,7 +63,7 @@ class Material:
         return cls(
             task=first.task,
             classes=first.classes,
-            towns=tuple(_grounds(s, keep=keep) for s, _ in there),
+            towns=tuple(_grounds(s, plan.longest_side, keep=keep) for s, _ in there),
             shares=tuple(share for _, share in there),
             validation=tuple(c.example for s in validation for c in s.checked),
             training=tuple(c.example.name for s in training for c in s.checked),
@@ -102,11 +102,11 @@ def _split(training: Sequence[Survey], plan: Plan) -> tuple[list[Survey], list[S
     return kept, [place for place in back if place.checked]
 
 
-def _grounds(place: Survey, *, keep: bool) -> tuple[Ground, ...]:
+def _grounds(place: Survey, longest: int | None, *, keep: bool) -> tuple[Ground, ...]:
     by_name = {c.example.name: c for c in place.checked}
     found = []
     for group in _by_size(grids(by_name), by_name):
-        read = partial(_read, tuple(by_name[name].example for name in group))
+        read = partial(_read, tuple(by_name[name].example for name in group), longest)
         found.append(Ground(read, keep=keep))
     return tuple(found)
 
@@ -120,5 +120,5 @@ def _by_size(groups: list[list[str]], checked: dict[str, Checked]) -> list[list[
     return found
 
 
-def _read(examples: tuple[Example, ...]) -> Scene:
-    return join({example.name: example.read() for example in examples})
+def _read(examples: tuple[Example, ...], longest: int | None) -> Scene:
+    return join({example.name: example.read().shown(longest) for example in examples})

@@ -98,6 +98,7 @@ def spec_of(
         weights_sha256=digest,
         sample_picture="",
         sample_mask="",
+        longest_side=plan.longest_side,
     )
 
 

@@ -28,7 +28,8 @@ class Plan:
     are scored on instead of trained on, in groups that `group` finds in their names. `steps` counts
     optimiser steps of `accumulate` batches of `batch` crops. The encoder learns at `encoder_rate`
     times `rate`, and not at all for the first `freeze` steps. `average` is the longest memory of
-    the moving average of the weights. `memory`: bytes of pictures kept decoded.
+    the moving average of the weights. Larger pictures are scaled down to `longest_side`, in
+    training and ever after. `memory`: bytes of pictures kept decoded.
     """
 
     data: Mapping[str, float]
@@ -63,6 +64,7 @@ class Plan:
     report: int = 10
     save: int = 25
     score: int = 150
+    longest_side: int | None = None
     workers: int = 1
     memory: int = 4 * 2**30
     charts: bool = True
@@ -88,6 +90,8 @@ class Plan:
             raise TrainingError("a share of the data is above 0")
         if not 0 < self.held_back < 1:
             raise TrainingError(f"`held_back` is a share between 0 and 1, not {self.held_back}")
+        if self.longest_side is not None and self.longest_side < 32:
+            raise TrainingError(f"`longest_side` is at least 32, not {self.longest_side}")
         for name in ("steps", "batch", "accumulate", "report", "save", "score"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"`{name}` is at least 1, not {getattr(self, name)}")

@@ -25,6 +25,7 @@ from app.errors import TrainingError
 from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode
 from app.imaging.fit import crop_plane, fit
+from app.imaging.scale import shown_size
 from app.store.store import ModelStore
 from app.training.nets import MEAN, STD
 from app.types import ClassSpec, Mask, Pixels, Task
@@ -43,6 +44,7 @@ class Recipe:
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     description: str = ""
+    longest_side: int | None = None
 
 
 def publish(
@@ -77,6 +79,12 @@ def publish(
         raise TrainingError(f"`{weights}` does not fit `{recipe.architecture}`: {exc}") from exc
     data = sample.read_bytes()
     picture = decode(data, limits=DecodeLimits())
+    height, width = picture.pixels.shape[:2]
+    if shown_size(height, width, recipe.longest_side) != (height, width):
+        raise TrainingError(
+            f"the sample `{sample}` is {width} x {height}; at most {recipe.longest_side} pixels "
+            "a side (`longest_side`), so that it proves the net and not the scaling"
+        )
     mask = reference_mask(net, picture.pixels, recipe, stride=architecture.stride)
     encoding = encodings.get(
         "png" if encodings.get("png").expresses(recipe.task, classes=len(recipe.classes)) else "rle"
@@ -101,6 +109,7 @@ def publish(
                 "right": halo.right,
             },
             "fit": "pad",
+            "longest_side": recipe.longest_side,
         },
         "threshold": recipe.threshold,
         "precision": recipe.precision,
@@ -156,8 +165,8 @@ def publish_about(
     """Publish weights with what a JSON file and a Markdown file say of them; the version.
 
     The JSON has `architecture`, `parameters`, `task`, `classes` (name and colour), `threshold`,
-    `precision`, `description`, and the manifest's `licence`, `provenance` and `scores`. Raises
-    TrainingError where the files are not there or not understood.
+    `precision`, `description`, `longest_side`, and the manifest's `licence`, `provenance` and
+    `scores`. Raises TrainingError where the files are not there or not understood.
     """
     try:
         said = json.loads(about.read_text())
@@ -170,6 +179,7 @@ def publish_about(
             threshold=said.get("threshold", 0.5),
             precision=said.get("precision", "auto"),
             description=said.get("description", ""),
+            longest_side=said.get("longest_side"),
         )
         licence, provenance = said["licence"], said["provenance"]
         scores = said.get("scores", [])

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from app.errors import TrainingError
+from app.imaging.scale import shown_size, shrink
 from app.training.losses import IGNORE
 from app.types import Pixels
 
@@ -34,6 +36,20 @@ class Scene:
     name: str
     pixels: Pixels
     labels: Labels
+
+    def shown(self, longest: int | None) -> Scene:
+        """As a net sees it that is shown pictures of at most this longer side, labels with it."""
+        height, width = self.pixels.shape[:2]
+        size = shown_size(height, width, longest)
+        if size == (height, width):
+            return self
+        planes = [
+            Image.fromarray(plane).resize(size[::-1], Image.Resampling.NEAREST)
+            for plane in self.labels
+        ]
+        return Scene(
+            self.name, shrink(self.pixels, size), np.stack([np.asarray(plane) for plane in planes])
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

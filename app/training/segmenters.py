@@ -19,6 +19,7 @@ from app.encodings import base as encodings
 from app.engine.base import Engine
 from app.errors import TrainingError
 from app.imaging.fit import margins
+from app.imaging.scale import enlarge, enlarged_bits, enlarged_labels, shown_size, shrink
 from app.imaging.tiling import Canvas, Kind, cut, plan_tiles
 from app.training.examples import Example
 from app.types import ClassSpec, ModelSpec, Pixels, Task
@@ -93,7 +94,10 @@ class EngineSegmenter:
     def segment(self, pixels: Pixels) -> Answer:
         """Of (H, W, 3) uint8. Raises InferenceFailed."""
         spec = self.engine.spec
-        height, width = pixels.shape[:2]
+        size = pixels.shape[0], pixels.shape[1]
+        height, width = shown_size(*size, spec.longest_side)
+        scaled = (height, width) != size
+        pixels = shrink(pixels, (height, width))
         fitting = margins(height, width, spec.stride)
         plan = plan_tiles(
             *fitting.padded(height, width),
@@ -108,7 +112,7 @@ class EngineSegmenter:
         threshold = np.array([spec.threshold], np.float32)
         for tile in plan.tiles:
             part = np.ascontiguousarray(cut(pixels, fitting, tile))[None]
-            found = self.engine.infer(part, threshold, probability=self.probability)
+            found = self.engine.infer(part, threshold, probability=self.probability or scaled)
             if not found.finite.all():
                 raise TrainingError(f"{spec.label} gave NaN or infinity for a picture")
             plane = found.labels if kind == "labels" else found.bits
@@ -117,14 +121,20 @@ class EngineSegmenter:
             if found.probability is not None:
                 soft.place(tile, found.probability[0])
         mask = masks.crop(fitting, height=height, width=width)
+        probability = soft.crop(fitting, height=height, width=width) if soft.missing == 0 else None
+        if scaled:
+            assert probability is not None
+            if kind == "labels":
+                mask = enlarged_labels(probability, size)
+            else:
+                mask = enlarged_bits(probability, size, spec.threshold)
+            probability = np.stack([enlarge(plane, size) for plane in probability])
         first = 1 if kind == "labels" else 0
         if kind == "labels":
             planes = mask == np.arange(first, spec.channels, dtype=np.uint8)[:, None, None]
         else:
-            planes = np.unpackbits(mask, axis=2, count=width).view(np.bool_)
-        if not self.probability:
-            return Answer(planes, None)
-        return Answer(planes, soft.crop(fitting, height=height, width=width)[first:])
+            planes = np.unpackbits(mask, axis=2, count=size[1]).view(np.bool_)
+        return Answer(planes, None if probability is None else probability[first:])
 
 
 class HttpSegmenter:

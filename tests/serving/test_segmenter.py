@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import interpolate
 
 from app.encodings import base as encodings
-from app.errors import DeadlineExceeded, DeviceOutOfMemory, PictureTooLarge
+from app.errors import DeadlineExceeded, DeviceOutOfMemory, ModelDamaged, PictureTooLarge
 from app.serving.admission import Bounds
 from app.serving.house import House, Rules
 from app.serving.segmenter import Answer, Ask, Timings
+from app.training.segmenters import EngineSegmenter
 from app.types import Pixels
 from tests.fakes import FakeEngine
 from tests.server import encoded, picture, sampled, truth
@@ -164,5 +167,71 @@ def test_canary_finds_a_device_that_lies(tmp_path: Path) -> None:
         assert house.state == "failing"
         assert not house.ready
         await house.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("tile", [64, 1024])
+def test_picture_larger_than_the_net_is_shown_comes_back_at_its_own_size(
+    tmp_path: Path, tile: int
+) -> None:
+    pixels = picture(300, 437)
+    red = torch.from_numpy(pixels[..., 0].copy())[None, None].float()
+    # Pillow rounds between its two passes, and to whole numbers after each scaling.
+    small = interpolate(red, size=(103, 150), mode="bilinear", antialias=True).round()
+    large = interpolate(small, size=(300, 437), mode="bilinear")[0, 0].numpy()
+
+    async def scenario() -> None:
+        spec = sampled(tmp_path, longest_side=150)
+        house = await opened(FakeEngine(spec), whole_pixels=tile * tile, tile=tile)
+        for threshold in (0.3, 0.5):
+            answer = await ask(house, encoded(pixels), threshold=threshold)
+            mask = encodings.get("png").decode(answer.body)[0]
+            clear = np.abs(large - 255 * threshold) > 2.5
+            assert mask.shape == (300, 437)
+            assert clear.mean() > 0.8
+            assert ((large > 255 * threshold) == mask)[clear].all()
+            assert 0.1 < mask.mean() < 0.9
+        answer = await ask(house, encoded(pixels), format="npy")
+        soft = encodings.get("npy").decode(answer.body)[0]
+        assert np.abs(soft.astype(float) - large).max() <= 2.5
+        scored = EngineSegmenter(FakeEngine(spec), whole_pixels=tile * tile, tile=tile)
+        same = scored.segment(pixels)
+        assert same.probability is not None
+        assert np.array_equal(same.probability[0], soft)
+        assert np.array_equal(same.planes[0], mask)
+        # What is not larger is shown as it is.
+        little = picture(150, 90)
+        answer = await ask(house, encoded(little))
+        assert np.array_equal(encodings.get("png").decode(answer.body)[0], truth(little))
+        await house.close()
+
+    run(scenario())
+
+
+def test_scaled_memory_is_found_for_smaller_tiles(tmp_path: Path) -> None:
+    def small_device(pixels: Pixels) -> None:
+        if pixels.shape[1] * pixels.shape[2] > 96 * 96:
+            raise DeviceOutOfMemory("full")
+
+    async def scenario() -> None:
+        spec = sampled(tmp_path, longest_side=128)
+        pixels = picture(512, 512)
+        masks = []
+        for before in (small_device, lambda pixels: None):
+            house = await opened(FakeEngine(spec, before=before))
+            answer = await ask(house, encoded(pixels))
+            masks.append(encodings.get("png").decode(answer.body)[0])
+            await house.close()
+        assert masks[0].shape == (512, 512)
+        assert np.array_equal(*masks)
+
+    run(scenario())
+
+
+def test_sample_that_would_be_scaled_proves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with pytest.raises(ModelDamaged, match="proves nothing"):
+            await opened(FakeEngine(sampled(tmp_path, longest_side=32)))
 
     run(scenario())

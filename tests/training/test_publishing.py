@@ -177,10 +177,17 @@ def imported(folder: Path, state: Any, **changes: Any) -> tuple[ModelStore, str]
         "interpolation": None,
         "align_corners": False,
         "threshold": 0.3,
+        "longest_side": None,
         "licence": "MIT",
         "command": "test",
     }
     return store, import_checkpoint(store, checkpoint, **{**values, **changes})
+
+
+def test_sample_larger_than_the_net_is_shown_is_refused(tmp_path: Path) -> None:
+    net = get("ternausnet11").build(classes=1, upsampling="transposed-3x3")
+    with pytest.raises(TrainingError, match="at most 32 pixels"):
+        imported(tmp_path, net.state_dict(), longest_side=32)
 
 
 def test_published_checkpoint_becomes_a_model_that_gives_its_mask(tmp_path: Path) -> None:

@@ -154,6 +154,21 @@ def test_options_become_a_plan(tmp_path: Path) -> None:
     assert options.start(None, ModelStore(tmp_path)) is None
 
 
+def test_scale_of_training_is_the_scale_of_serving(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "data", [f"p{i}" for i in range(6)], size=(180, 240))
+    plan = tiny(tmp_path, longest_side=80, steps=4)
+    store = ModelStore(tmp_path / "store")
+    train_and_publish(plan, store=store, about=About("small"), options=TORCH, console=QUIET)
+    spec = store.resolve("small")
+    assert spec.longest_side == 80
+    with Image.open(spec.sample_picture) as sample, Image.open(spec.sample_mask) as mask:
+        assert sample.size == mask.size == (80, 60)
+    ground = Material.of(plan).towns[0][0].pyramid()
+    assert ground.pictures[0].size == ground.labels[0][0].size == (80, 60)
+    with pytest.raises(TrainingError, match="at least 32"):
+        tiny(tmp_path, longest_side=31).check()
+
+
 @pytest.mark.parametrize("zoom", ["2", "2:1", "0:1", "a:b", "1:", "1:inf", "nan:1"])
 def test_zoom_that_is_no_range_is_refused(tmp_path: Path, zoom: str) -> None:
     refused = command("train", "--data", str(tmp_path), "--name", "n", "--zoom", zoom)
