@@ -65,6 +65,7 @@ def serve(
     """Serve the models of the store over HTTP. Every other setting is an environment variable."""
     from app.api.app import create_app
     from app.api.server import Server, listen
+    from app.assembly import labels_of
 
     settings = _settings(
         host=host,
@@ -84,7 +85,7 @@ def serve(
     shelf, engines = _store(settings), _engines(settings)
     application = create_app(
         settings,
-        labels=lambda: settings.models or tuple(shelf.names()),
+        labels=lambda: labels_of(settings, shelf),
         resolve=shelf.resolve,
         open_engine=engines,
         on_failure=fail,
@@ -117,6 +118,7 @@ def segment(
 ) -> None:
     """Segment files the way the server does, with a progress bar."""
     from app.api.app import rules_of
+    from app.assembly import labels_of
     from app.serving.files import segment_files
 
     settings = _settings(model_store=store, device=device, models=(model,) if model else None)
@@ -128,7 +130,7 @@ def segment(
         format=format,
         threshold=threshold,
         label=model or settings.default_model or None,
-        labels=settings.models or tuple(shelf.names()),
+        labels=labels_of(settings, shelf),
         rules=rules_of(settings),
         resolve=shelf.resolve,
         open_engine=_engines(settings),
@@ -550,23 +552,15 @@ def export(
 
 
 def _store(settings: Any) -> Any:
-    from app.store.store import ModelStore
+    from app.assembly import store_of
 
-    return ModelStore(settings.model_store, cache=settings.cache_dir / "store")
+    return store_of(settings)
 
 
 def _engines(settings: Any) -> Any:
-    """Places a model on the device that the settings name."""
-    from app.engine.choose import EngineOptions, open_engine
+    from app.assembly import engines_of
 
-    options = EngineOptions(
-        device=settings.device,
-        backend=settings.backend,
-        precision=settings.precision,
-        threads=settings.engine_threads,
-        cache_dir=settings.cache_dir / "engines",
-    )
-    return lambda spec, sample=None: open_engine(spec, options, sample=sample)
+    return engines_of(settings)
 
 
 def _log(level: str) -> None:

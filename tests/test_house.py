@@ -25,14 +25,26 @@ ROOMS: dict[str, set[str]] = {
     "api": {"serving", "encodings.base", "types", "errors"},
     "api.app": {"serving", "encodings.base", "types", "errors", "settings"},
     "training": {"engine", "architectures", "imaging", "encodings", "store", "types", "errors"},
+    "assembly": {"engine", "serving", "store", "settings", "types"},
+    "cluster": {"api.app", "assembly", "serving", "settings", "errors"},
     "client": {"errors"},
-    "cli": {"api", "serving", "engine", "store", "training", "settings", "errors", "architectures"},
+    "cli": {
+        "api",
+        "assembly",
+        "serving",
+        "engine",
+        "store",
+        "training",
+        "settings",
+        "errors",
+        "architectures",
+    },
     "__main__": {"cli"},
 }
 
 # Library -> the rooms that may import it.
 HOMES: dict[str, set[str]] = {
-    "fastapi": {"api"},
+    "fastapi": {"api", "cluster"},
     "starlette": {"api"},
     "uvicorn": {"api"},
     "python_multipart": {"api"},
@@ -49,6 +61,7 @@ HOMES: dict[str, set[str]] = {
     "asyncio": {"serving", "api"},
     "rich": {"serving.files", "cli", "training"},
     "typer": {"cli"},
+    "ray": {"cluster"},
 }
 
 

@@ -56,12 +56,14 @@ def create_app(
     resolve: Resolve,
     open_engine: OpenEngine,
     on_failure: Callable[[BaseException], None] = lambda exc: None,
+    wait: bool = False,
 ) -> FastAPI:
     """The HTTP application; `app.state.house` is what serves.
 
     `labels` says which models to open, `resolve` finds one in the store and `open_engine` places it
     on the device; all three are called on a thread once the server listens, so that probes answer
-    meanwhile. `on_failure` hears of a model that could not be opened and of a lost engine.
+    meanwhile. `on_failure` hears of a model that could not be opened and of a lost engine. With
+    `wait` the application is not up before its models are open, and does not come up without them.
     """
     house = House(rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure)
 
@@ -70,11 +72,15 @@ def create_app(
             await house.open(await asyncio.to_thread(labels))
         except Exception as exc:
             on_failure(exc)
+            if wait:
+                raise
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opening = asyncio.create_task(open_models())
         try:
+            if wait:
+                await opening
             yield
         finally:
             opening.cancel()

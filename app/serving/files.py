@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.encodings import base as encodings
 from app.errors import PictureError, TernausError
 from app.serving.catalog import OpenEngine, Resolve
+from app.serving.desk import at_once, segment_bytes
 from app.serving.house import House, Rules
-from app.serving.segmenter import Ask, Timings
+from app.serving.segmenter import Ask
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".mpo"}
 
@@ -68,7 +69,7 @@ def segment_files(
 
     async def _all(house: House) -> int:
         failed = 0
-        room = asyncio.Semaphore(2 * len(os.sched_getaffinity(0)))
+        room = asyncio.Semaphore(at_once())
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
@@ -83,9 +84,10 @@ def segment_files(
                 nonlocal failed
                 async with room:
                     try:
-                        body = await _segment(house, picture, Ask(label, format, threshold))
+                        data = await asyncio.to_thread(picture.read_bytes)
+                        answer = await segment_bytes(house, data, Ask(label, format, threshold))
                         target = out / place.parent / f"{place.name}.{encoding.extension}"
-                        await asyncio.to_thread(_write, target, body)
+                        await asyncio.to_thread(_write, target, answer.body)
                     except (TernausError, OSError) as exc:
                         failed += 1
                         progress.console.print(f"{picture}: {exc}", markup=False, highlight=False)
@@ -96,16 +98,6 @@ def segment_files(
         return failed
 
     return asyncio.run(run())
-
-
-async def _segment(house: House, picture: Path, ask: Ask) -> bytes:
-    data = await asyncio.to_thread(picture.read_bytes)
-    forever = float("inf")
-    with house.admission.admit(deadline=forever, content_length=len(data)) as permit:
-        answer = await house.segmenter.segment(
-            data, ask, deadline=forever, permit=permit, timings=Timings()
-        )
-    return answer.body
 
 
 def _write(target: Path, body: bytes) -> None:
