@@ -12,8 +12,8 @@ from app.serving.desk import Desk
 from app.serving.house import House
 from app.serving.segmenter import Answer, Ask
 from tests.fakes import FakeEngine
-from tests.serving.test_segmenter import rules
 from tests.server import encoded, picture, sampled, truth
+from tests.serving.test_segmenter import rules
 
 
 def house(engine: FakeEngine) -> House:
