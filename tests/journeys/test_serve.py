@@ -29,13 +29,13 @@ pytestmark = pytest.mark.journey
 MODEL = "buildings"
 
 
-def newest() -> Path:
-    return max((STORE / MODEL).glob("[0-9]*"), key=lambda path: int(path.name))
+def newest(model: str = MODEL) -> Path:
+    return max((STORE / model).glob("[0-9]*"), key=lambda path: int(path.name))
 
 
-def sample() -> tuple[bytes, np.ndarray]:
-    """The shipped sample picture, and its mask as Pillow reads it."""
-    folder = newest()
+def sample(model: str = MODEL) -> tuple[bytes, np.ndarray]:
+    """A shipped model's sample picture, and its mask as Pillow reads it."""
+    folder = newest(model)
     manifest = json.loads((folder / "manifest.json").read_text())
     with Image.open(folder / manifest["sample"]["mask"]) as image:
         mask = np.asarray(image) > 0
@@ -52,7 +52,7 @@ def agree(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def client_of(process: Process) -> httpx.Client:
-    return httpx.Client(base_url=process.url, timeout=120.0, trust_env=False)
+    return httpx.Client(base_url=process.url, timeout=260.0, trust_env=False)
 
 
 def test_curl_examples_run_as_shown(server: Process, tmp_path: Path) -> None:
@@ -84,6 +84,24 @@ def test_curl_examples_run_as_shown(server: Process, tmp_path: Path) -> None:
         if "probability.png" in command:
             with Image.open(tmp_path / "probability.png") as image:
                 assert agree(np.asarray(image) > 255 * threshold(), expected) > 0.99
+
+
+def test_photograph_of_a_phone_is_shown_at_the_scale_of_its_model(server: Process) -> None:
+    data, expected = sample("pets")
+    with Image.open(io.BytesIO(data)) as small:
+        width, height = small.width * 9, small.height * 9
+        large = small.resize((width, height), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    large.save(out, "JPEG", quality=90)
+    with client_of(server) as client:
+        answer = client.post("/segment", params={"model": "pets"}, content=out.getvalue())
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-model"].startswith("pets@")
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.size == (width, height)
+        mask = np.asarray(image) > 0
+    assert 0.1 < expected.mean() < 0.9
+    assert agree(mask, np.kron(expected, np.ones((9, 9), bool))) > 0.95
 
 
 def test_every_page_that_is_named_answers(server: Process) -> None:
