@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,6 @@ class Curves:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Raises TrainingError where matplotlib is not installed."""
-    try:
-        # The object interface: pyplot would choose a backend and keep global state.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise TrainingError(f"matplotlib is not installed\n{HINT}") from exc
     series = {
         name: [(row["step"], row[name]) for row in rows if isinstance(row.get(name), float)]
         for name in _CURVES
@@ -72,8 +66,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     there = {name: points for name, points in series.items() if points}
     if not there:
         return
-    figure = Figure(figsize=(8, 2.4 * len(there)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 2.4 * len(there))
     panels = figure.subplots(len(there), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (name, points) in zip(panels, there.items(), strict=True):
         panel.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", color="C0")
@@ -81,3 +74,39 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
     figure.savefig(path, dpi=120)
+
+
+def draw_lines(
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    path: Path,
+    *,
+    across: str,
+    up: str,
+) -> None:
+    """Runs to compare, as (x, y) points; those of one name have one colour.
+
+    Raises TrainingError where matplotlib is not installed.
+    """
+    figure = _figure(8, 4.5)
+    panel = figure.subplots()
+    for index, (name, runs) in enumerate(curves.items()):
+        for count, run in enumerate(runs):
+            label = None if count else name
+            panel.plot(*zip(*run, strict=True), marker=".", color=f"C{index}", label=label)
+    panel.set_xlabel(across)
+    panel.set_ylabel(up)
+    panel.grid(alpha=0.3)
+    panel.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float) -> Any:
+    """In inches. The object interface: pyplot would choose a backend and keep global state."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise TrainingError(f"matplotlib is not installed\n{HINT}") from exc
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -269,6 +269,17 @@ def test_curves_are_drawn_where_matplotlib_is(tmp_path: Path) -> None:
         assert image.size[0] > 500
 
 
+def test_runs_of_one_kind_are_drawn_in_one_colour(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = {"a": [[(0.0, 0.1), (1.0, 0.9)], [(0.0, 0.2), (1.0, 0.8)]], "b": [[(0.0, 0.5)]]}
+    charts.draw_lines(runs, tmp_path / "runs.png", across="minutes", up="IoU")
+    with Image.open(tmp_path / "runs.png") as image:
+        colours = {tuple(pixel) for pixel in np.asarray(image.convert("RGB")).reshape(-1, 3)}
+    # matplotlib's first two colours, and not its third.
+    assert {(31, 119, 180), (255, 127, 14)} <= colours
+    assert (44, 160, 44) not in colours
+
+
 def test_tensorboard_logs_are_written_where_it_is(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     board = charts.Board(tmp_path / "board")

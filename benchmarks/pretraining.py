@@ -1,0 +1,113 @@
+"""Is a pre-trained encoder worth it? The claim of arXiv 1801.05746, on our own data.
+
+    python -m benchmarks.pretraining DATA --vgg11 FILE --vgg16 FILE
+
+trains, with the same crops and the same number of steps, TernausNet-11 from scratch (LeCun uniform,
+as the paper does), TernausNet-11 with a pre-trained encoder and TernausNet-16 with one, each with
+several seeds, on every town below DATA but the one that is scored on. A run that was killed goes on
+where it was; finished ones are not repeated. Writes curves (IoU over all pixels at threshold 0.5,
+by minutes of learning, scoring left out) as JSON and PNG, and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.training.charts import draw_lines
+from app.training.crops import crop_plan
+from app.training.journal import rows_of
+from app.training.plan import Plan
+from app.training.run import LOG
+from app.training.train import train
+
+SHARES = {"zanzibar": 0.36, "nairobi": 0.38, "philippines": 0.22, "dubai": 0.04}
+HELD_BACK = "banepa"
+
+
+def lines(vgg11: str, vgg16: str) -> dict[str, dict[str, Any]]:
+    """What is compared: fields of the plan that differ."""
+    return {
+        "TernausNet-11, from scratch": {
+            "architecture": "ternausnet11",
+            "encoder": "none",
+            "scheme": "lecun-uniform",
+            # What has learnt nothing yet must all learn at the same rate.
+            "encoder_rate": 1.0,
+        },
+        "TernausNet-11, pre-trained": {"architecture": "ternausnet11", "encoder": vgg11},
+        "TernausNet-16, pre-trained": {"architecture": "ternausnet16", "encoder": vgg16},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with a folder for each town")
+    parser.add_argument("--vgg11", required=True, help="`imagenet`, or a safetensors file")
+    parser.add_argument("--vgg16", required=True, help="`imagenet`, or a safetensors file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    asked = parser.parse_args()
+    base = Plan(
+        data={str(asked.data / town): share for town, share in SHARES.items()},
+        validate=(str(asked.data / HELD_BACK),),
+        out="",
+        crop=replace(crop_plan("aerial", 256), zoom=(0.35, 1.4)),
+        steps=asked.steps,
+        score=max(1, asked.steps // 10),
+    )
+    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    for seed in asked.seeds:
+        for name, fields in lines(asked.vgg11, asked.vgg16).items():
+            out = asked.out / f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
+            plan = replace(base, out=str(out), seed=seed, **fields)
+            train(plan, resume=out.exists())
+            curves.setdefault(name, []).append(curve(out / LOG, plan))
+            report(asked, curves)
+
+
+def curve(log: Path, plan: Plan) -> list[tuple[float, float]]:
+    """(minutes of learning, IoU) at each score of a run."""
+    minutes, found = 0.0, []
+    for row in rows_of(log):
+        if "pictures_per_second" in row:
+            minutes += plan.report * plan.batch / row["pictures_per_second"] / 60
+        if "iou" in row:
+            found.append((round(minutes, 2), round(row["iou"] or 0.0, 4)))
+    return found
+
+
+def report(asked: argparse.Namespace, curves: dict[str, list[list[tuple[float, float]]]]) -> None:
+    """Print and write what is known so far."""
+    print(f"| {'net':<28} | seeds | best IoU | last IoU | minutes |")
+    print(f"| {'-' * 28} | ----- | -------- | -------- | ------- |")
+    for name, runs in curves.items():
+        best = " ".join(f"{max(iou for _, iou in run):.3f}" for run in runs)
+        last = " ".join(f"{run[-1][1]:.3f}" for run in runs)
+        minutes = " ".join(f"{run[-1][0]:.0f}" for run in runs)
+        print(f"| {name:<28} | {len(runs)} | {best} | {last} | {minutes} |", flush=True)
+    if asked.json:
+        said = {
+            "machine": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "steps": asked.steps,
+            "scored_on": HELD_BACK,
+            "curves": curves,
+        }
+        asked.json.write_text(json.dumps(said, indent=1) + "\n")
+    if asked.plot:
+        draw_lines(curves, asked.plot, across="minutes of learning", up=f"IoU on {HELD_BACK}")
+
+
+if __name__ == "__main__":
+    main()
