@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 from types import FrameType
@@ -17,9 +18,13 @@ from typing import Any
 
 import uvicorn
 
+from app.api.connections import Line
 from app.serving.house import House
 
 log = logging.getLogger("ternaus.server")
+
+# Files that are open besides connections: models, libraries, logs.
+_OTHER_FILES = 256
 
 
 class Server(uvicorn.Server):
@@ -78,15 +83,19 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(setattr, self, "should_exit", True)
 
 
-def listen(app: Any, *, host: str, port: int, grace_s: float, log_level: str) -> Server:
-    """A server for `app`, not yet running."""
+def listen(
+    app: Any, *, host: str, port: int, grace_s: float, log_level: str, line: Line | None = None
+) -> Server:
+    """A server for `app`, not yet running. `line` says what connections may do."""
+    line = line or Line()
+    _make_room(line.max_connections)
     return Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
             loop="uvloop",
-            http="httptools",
+            http=line,  # type: ignore[arg-type]  # makes a protocol, as its class would
             ws="none",
             lifespan="on",
             access_log=False,
@@ -94,6 +103,7 @@ def listen(app: Any, *, host: str, port: int, grace_s: float, log_level: str) ->
             # What uvicorn says of its life we say better: listening, ready, draining.
             log_level="warning" if log_level == "info" else log_level,
             server_header=False,
+            headers=[("x-content-type-options", "nosniff")],
             # Longer than the idle time of common balancers, so that they close first and never
             # send a request into a connection that we are closing.
             timeout_keep_alive=75,
@@ -101,3 +111,12 @@ def listen(app: Any, *, host: str, port: int, grace_s: float, log_level: str) ->
         ),
         grace_s=grace_s,
     )
+
+
+def _make_room(connections: int) -> None:
+    """File descriptors for so many connections, and for refusing as many again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        enough = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))

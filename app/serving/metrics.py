@@ -92,6 +92,12 @@ class Metrics:
             ["stage"],
             registry=registry,
         )
+        self.cut = Counter(
+            "ternaus_connections_cut",
+            "Connections cut off or refused, by why",
+            ["reason"],
+            registry=registry,
+        )
         self.images = Counter(
             "ternaus_images", "Pictures by outcome", ["outcome"], registry=registry
         )

@@ -61,7 +61,10 @@ class Ask:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds of one request, by stage."""
+    """Seconds of one request, by stage, and what became known of it on the way.
+
+    `begun` has the moments of the clock at which stages began.
+    """
 
     receive: float = 0.0
     decode: float = 0.0
@@ -71,6 +74,9 @@ class Timings:
     stage: str = "receive"
     tiles: int = 0
     tiles_done: int = 0
+    model: str = ""
+    picture: Header | None = None
+    begun: dict[str, float] = field(default_factory=dict)
 
     def place(self) -> str:
         """How far it got, in words."""
@@ -146,12 +152,13 @@ class Segmenter:
     ) -> Answer:
         encoding = encodings.get(ask.format)
         model = self.catalog.get(ask.model)
+        timings.model = model.spec.label
         self._check(ask, encoding, model)
-        header = probe(data)
+        header = timings.picture = probe(data)
         self.limits.check(header)
         permit.add_pixels(header.pixels)
         with self._expected(header, model):
-            begun = self.clock.now()
+            begun = timings.begun["decode"] = self.clock.now()
             timings.stage = "decode"
             picture, layout = await self._in_host(self._open, data, header, ask, model)
             timings.decode = self.clock.now() - begun
@@ -159,7 +166,7 @@ class Segmenter:
         timings.stage = "queue"
         mask = await self._infer(layout, model, ask, encoding, deadline, permit, timings)
         timings.stage = "encode"
-        begun = self.clock.now()
+        begun = timings.begun["encode"] = self.clock.now()
         body = await self._in_host(encoding.encode, mask)
         timings.encode = self.clock.now() - begun
         self._count(picture, layout, timings)
@@ -234,6 +241,7 @@ class Segmenter:
     ) -> Mask:
         threshold = model.spec.threshold if ask.threshold is None else ask.threshold
         progress = _Progress(timings, self.clock.now())
+        timings.begun["queue"] = progress.submitted
         while True:
             try:
                 sheet = await self._tiles(
@@ -346,7 +354,7 @@ def _settle(
     """On the event loop: hand a tile's outcome to whoever waits, if anybody still does."""
     if item.launched:
         if progress.launched is None or item.launched < progress.launched:
-            progress.launched = item.launched
+            progress.launched = progress.timings.begun["infer"] = item.launched
         progress.device_s += now - item.launched
         progress.timings.stage = "infer"
         progress.timings.tiles_done += 1
