@@ -228,13 +228,15 @@ def _add_error_handlers(app: FastAPI, settings: Settings) -> None:
             404: f"there is nothing at `{request.url.path}`; `/` says where to go",
             405: f"`{request.url.path}` does not take {request.method}",
         }.get(exc.status_code, str(exc.detail))
+        seen = visit(request, code)
         body = document(
             exc.status_code,
             code=code,
             title=str(exc.detail),
             detail=detail,
-            request_id=visit(request, code).request_id,
+            request_id=seen.request_id,
             instance=request.url.path,
+            **({"trace_id": seen.trace_id} if seen.trace_id else {}),
         )
         return Response(body, exc.status_code, dict(exc.headers or {}), media_type=MEDIA_TYPE)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,3 +83,11 @@ def head(body: int | None = None, *headers: str, path: str = "/segment") -> byte
     if body is not None:
         lines.append(f"Content-Length: {body}")
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+def eventually(true: Callable[[], bool], words: str) -> None:
+    """Wait until `true`."""
+    until = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < until, words
+        time.sleep(0.005)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.api.lines import PATIENCE, Raw, connected, head
+from tests.api.lines import PATIENCE, Raw, connected, eventually, head
 from tests.fakes import FakeEngine
 from tests.server import Running, encoded, picture, running, sampled
 
@@ -47,13 +47,6 @@ def cut(server: Running) -> dict[str, float]:
         for sample in family.samples
         if sample.name.endswith("_total")
     }
-
-
-def eventually(true: Callable[[], bool], words: str) -> None:
-    until = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < until, words
-        time.sleep(0.005)
 
 
 def connections(server: Running) -> int:
