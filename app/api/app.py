@@ -160,6 +160,7 @@ def line_of(settings: Settings, metrics: Metrics) -> Line:
         body_timeout_s=settings.body_timeout_s,
         send_timeout_s=settings.send_timeout_s,
         cut=lambda reason: metrics.cut.labels(reason).inc(),
+        logged=settings.access_log == "all",
     )
 
 

@@ -13,6 +13,7 @@ for answers that the socket did not take at once, and for bodies that were refus
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.problems import problem
 from app.api.reception import PROBES
-from app.api.visits import request_id_of
+from app.api.visits import NOSNIFF, request_id_of
 from app.errors import (
     HeadersTooLarge,
     HeadersTooSlow,
@@ -31,6 +32,8 @@ from app.errors import (
     TooManyConnections,
     UrlTooLong,
 )
+
+log = logging.getLogger("ternaus.access")
 
 # After a refusal, how long what the client still sends is thrown away: closing at once would reset
 # the connection, and the client might never see why.
@@ -53,6 +56,8 @@ class Line:
     body_timeout_s: float = 20.0
     send_timeout_s: float = 120.0
     cut: Callable[[str], None] = lambda reason: None
+    # Whether there is a log line of each, as of a request.
+    logged: bool = False
     # Connections between two requests, the one that has been idle longest first.
     idle: dict[Connection, None] = field(default_factory=dict)
 
@@ -94,7 +99,7 @@ class Connection(HttpToolsProtocol):
             longest = next(iter(line.idle), None)
             if longest is not None:
                 del line.idle[longest]
-                line.cut("idle")
+                longest._cut("idle")
                 longest.timeout_keep_alive_handler()
             elif len(self.connections) > _HARD * line.max_connections:
                 self._abort("too_many")
@@ -246,7 +251,7 @@ class Connection(HttpToolsProtocol):
                 )
             )
         else:
-            self._line.cut("silent")
+            self._cut("silent")
             self.transport.close()
             self._see_it_closed()
 
@@ -266,8 +271,15 @@ class Connection(HttpToolsProtocol):
             self._send_clock = self.loop.call_later(self._line.send_timeout_s, self._unsent)
 
     def _abort(self, reason: str) -> None:
-        self._line.cut(reason)
+        self._cut(reason)
         self.transport.abort()
+
+    def _cut(self, reason: str, **fields: Any) -> None:
+        """Count it, and say so."""
+        self._line.cut(reason)
+        if self._line.logged:
+            fields |= {"code": reason, "client": self.client[0] if self.client else ""}
+            log.info("connection cut off", extra={"fields": fields})
 
     def _too_large(self) -> TernausError:
         line = self._line
@@ -286,7 +298,8 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, exc: TernausError) -> None:
         """Say why, then close. What was being worked on is dropped."""
         self._over = True
-        self._line.cut(exc.code)
+        request_id = request_id_of(dict(self.headers or ()))
+        self._cut(exc.code, request_id=request_id, status=exc.status, path=self._place())
         if self.transport.is_closing():
             return
         cycle = self.cycle
@@ -297,12 +310,11 @@ class Connection(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
-        status, headers, body = problem(
-            exc, request_id=request_id_of(dict(self.headers or ())), instance=self._place()
-        )
+        status, headers, body = problem(exc, request_id=request_id, instance=self._place())
         headers = [
             *self.server_state.default_headers,
             *headers,
+            NOSNIFF,
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
         ]

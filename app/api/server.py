@@ -103,7 +103,6 @@ def listen(
             # What uvicorn says of its life we say better: listening, ready, draining.
             log_level="warning" if log_level == "info" else log_level,
             server_header=False,
-            headers=[("x-content-type-options", "nosniff")],
             # Longer than the idle time of common balancers, so that they close first and never
             # send a request into a connection that we are closing.
             timeout_keep_alive=75,

@@ -15,6 +15,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
+# Browsers take an answer for what it says it is: a mask is never run, whatever its bytes.
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -39,7 +42,7 @@ class Visit:
 
     def headers(self) -> list[Header]:
         """What every answer says of its request."""
-        found = [(b"x-request-id", self.request_id.encode())]
+        found = [(b"x-request-id", self.request_id.encode()), NOSNIFF]
         if self.trace is not None:
             found += self.trace.headers()
         return found

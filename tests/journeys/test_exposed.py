@@ -68,6 +68,8 @@ def test_every_line_is_json_and_tells_no_secret(exposed: Process) -> None:
     assert (picture["status"], picture["trace_id"]) == (200, TRACE)
     assert picture["model"].startswith(f"{MODEL}@")
     assert picture["bytes_in"] == len(data)
+    cut = [event["code"] for event in events if event["message"] == "connection cut off"]
+    assert {"headers_too_slow", "url_too_long"} <= set(cut)
     assert KEY not in exposed.text
     assert "0.4" not in [event.get("path") for event in events]
 
