@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,7 @@ def test_every_key_is_compared_as_bytes() -> None:
     ],
 )
 def test_door_never_stands_open_by_mistake(
-    tmp_path: Path, values: dict[str, str], words: str
+    tmp_path: Path, values: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(SettingsError, match=words) as found, running(tmp_path, **values):
         pass
@@ -155,10 +156,8 @@ def test_door_never_stands_open_by_mistake(
 def test_file_of_keys_without_any_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n \n")
     for name in ("api_keys_file", "admin_key_file"):
-        with (
-            pytest.raises(SettingsError, match="no key"),
-            running(tmp_path, **{name: tmp_path / "keys"}),
-        ):
+        values: dict[str, Any] = {name: tmp_path / "keys"}
+        with pytest.raises(SettingsError, match="no key"), running(tmp_path, **values):
             pass
 
 
