@@ -57,7 +57,7 @@ HOMES: dict[str, set[str]] = {
     "isal": {"encodings"},
     "pydantic_settings": {"settings"},
     "fsspec": {"store"},
-    "prometheus_client": {"serving.metrics"},
+    "prometheus_client": {"serving.metrics", "serving.series"},
     "asyncio": {"serving", "api"},
     "rich": {"serving.files", "cli", "training"},
     "typer": {"cli"},

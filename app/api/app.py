@@ -65,7 +65,9 @@ def create_app(
     meanwhile. `on_failure` hears of a model that could not be opened and of a lost engine. With
     `wait` the application is not up before its models are open, and does not come up without them.
     """
-    house = House(rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure)
+    house = House.local(
+        rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure
+    )
 
     async def open_models() -> None:
         try:
