@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,34 +19,12 @@ from app.api.models import model_routes
 from app.api.problems import MEDIA_TYPE, document, problem
 from app.api.segment import SegmentEndpoint, request_id_of
 from app.errors import BadParameter, TernausError
-from app.serving.admission import Bounds
 from app.serving.catalog import OpenEngine, Resolve
-from app.serving.house import House, Rules
+from app.serving.house import House
+from app.serving.rules import rules_of
 from app.settings import Settings
 
-
-def rules_of(settings: Settings) -> Rules:
-    """The plain values that serving needs."""
-    return Rules(
-        bounds=Bounds(
-            max_requests=settings.max_requests,
-            max_body_bytes=settings.max_body_bytes,
-            max_body_bytes_in_flight=settings.max_body_bytes_in_flight,
-            max_pixels_in_flight=settings.max_pixels_in_flight,
-        ),
-        max_pixels=settings.max_pixels,
-        max_decoded_bytes=settings.max_decoded_bytes,
-        whole_pixels=settings.whole_pixels,
-        tile=settings.tile,
-        default_model=settings.default_model,
-        host_threads=settings.host_threads,
-        tiles_in_flight=settings.tiles_in_flight,
-        max_batch=settings.max_batch,
-        max_batch_pixels=settings.max_batch_pixels,
-        max_hold_s=settings.max_hold_ms / 1000,
-        stall_after_s=settings.stall_after_s,
-        canary_s=settings.canary_s,
-    )
+__all__ = ["build_app", "create_app", "rules_of"]
 
 
 def create_app(
@@ -77,16 +55,24 @@ def create_app(
             if wait:
                 raise
 
+    return build_app(settings, house, opening=open_models)
+
+
+def build_app(
+    settings: Settings, house: House, *, opening: Callable[[], Coroutine[Any, Any, None]]
+) -> FastAPI:
+    """The HTTP application in front of `house`; `opening` opens it once the server listens."""
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        opening = asyncio.create_task(open_models())
+        task = asyncio.create_task(opening())
         try:
             if wait:
                 await opening
             yield
         finally:
-            opening.cancel()
-            await asyncio.wait((opening,))
+            task.cancel()
+            await asyncio.wait((task,))
             await house.close()
 
     app = FastAPI(

@@ -129,7 +129,10 @@ class Batcher:
 
     def forget(self, flow: Flow) -> None:
         """Nobody waits for this request any more; what is left of it is dropped."""
-        flow.gone = True
+        with self._changed:
+            flow.gone = True
+            if flow.waiting:
+                self._changed.notify_all()
 
     def expect(self, lane: Lane, count: int) -> None:
         """Tell that `count` tiles of this lane are (or, negative, are no longer) on their way."""
@@ -248,7 +251,7 @@ class Batcher:
                 self._staging = bool(taken.batch)
             for item in taken.dropped:
                 self._observer.dropped("queue", "client_gone")
-                item.release(item)
+                self._release(item)
             for item in taken.expired:
                 self._expire(item)
             if taken.batch:
@@ -300,7 +303,7 @@ class Batcher:
         for index, item in enumerate(staged.items):
             if item.flow.gone:
                 self._observer.dropped("staged", "client_gone")
-                item.release(item)
+                self._release(item)
             elif now >= item.flow.deadline:
                 self._expire(item)
             else:
@@ -373,8 +376,14 @@ class Batcher:
             Exception
         ):  # a waiter that vanished (a closed event loop) must not hurt its neighbours
             log.exception("an outcome could not be delivered")
-        finally:
+        self._release(item)
+
+    @staticmethod
+    def _release(item: Item) -> None:
+        try:
             item.release(item)
+        except Exception:
+            log.exception("the pixels of a tile could not be given back")
 
     def _expire(self, item: Item) -> None:
         self._observer.dropped("queue", "deadline")

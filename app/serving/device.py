@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 from app.errors import TernausError
 from app.serving.batcher import Batcher
@@ -18,11 +18,9 @@ from app.serving.clock import Clock
 from app.serving.lanes import Flow, Item, Lane
 from app.serving.metrics import Metrics
 from app.serving.rules import Rules
+from app.types import State
 
 log = logging.getLogger("ternaus.device")
-
-# `restarting`: the engine process ended and is being started again.
-State = Literal["starting", "restarting", "ok", "idle", "failing", "stalled", "lost"]
 
 
 class Queue(Protocol):

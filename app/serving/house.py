@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from app.imaging.bounds import DecodeLimits
-from app.serving.admission import Admission, Doors
+from app.serving.admission import Admission
+from app.serving.bounds import Doors
 from app.serving.catalog import OpenEngine, Resolve
 from app.serving.clock import Clock, RealClock
 from app.serving.device import Device, LocalDevice
@@ -141,6 +142,7 @@ class House:
     def describe(self) -> dict[str, Any]:
         """For people: what `/health` shows."""
         return {
+            "process": os.getpid(),
             "state": self.state,
             "ready": self.ready,
             "live": self.live,

@@ -10,7 +10,9 @@ memory of a dead process goes on where it stopped: no total ever falls.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import struct
 import threading
 from collections.abc import Iterator
@@ -89,7 +91,16 @@ class Ledger:
         known = dict(self._walk())
         known.update(self._places)
         for key, place in known.items():
-            yield key, place.numbers[place.start : place.start + place.count].tolist()
+            yield key, list(place.numbers[place.start : place.start + place.count])
+
+    def forget_gauges(self) -> None:
+        """The process is gone: what it counted stays true, what it was is not.
+
+        Keys are those of `app.serving.series`: JSON lists that begin with the kind.
+        """
+        for key, place in self._walk():
+            if json.loads(key)[0] == "gauge":
+                self.put(place, -math.inf)
 
     def _walk(self) -> Iterator[tuple[str, Place]]:
         at, used = 8, self._used[0]

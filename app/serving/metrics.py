@@ -145,6 +145,10 @@ class _Live:
         "requests": ("ternaus_inflight_requests", "Requests being worked on"),
         "body_bytes": ("ternaus_inflight_bytes", "Received bytes being worked on"),
         "body_pixels": ("ternaus_inflight_pixels", "Decoded pixels being worked on"),
+        "slot_bytes": (
+            "ternaus_slot_bytes",
+            "Shared memory in use between front ends and engine",
+        ),
         "ready": ("ternaus_ready", "1 while new requests are taken"),
         "live": ("ternaus_live", "1 while the device makes progress"),
     }

@@ -288,9 +288,7 @@ class Segmenter:
                 )
 
             waiting[future] = tile
-            await self.queue.submit(
-                Item(lane, flow, layout.cut(tile), threshold, soft, deliver)
-            )
+            await self.queue.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
 
         tiles = iter(layout.tiles)
         try:

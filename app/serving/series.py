@@ -57,13 +57,6 @@ class Book:
             yield family.metric(numbers.get(family.name, {}))
 
 
-def forget_gauges(ledger: Ledger) -> None:
-    """A process has gone: what it counted stays true, what it was is not."""
-    for key, _ in ledger.entries():
-        if json.loads(key)[0] == "gauge":
-            ledger.put(ledger.place(key, 1), -math.inf)
-
-
 class Series:
     """One combination of labels."""
 
