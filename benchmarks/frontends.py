@@ -269,6 +269,7 @@ def main() -> int:
                 result = measure(
                     fronts, side, seconds=asked.seconds, launch_s=launch_s, pixel_s=pixel_s
                 )
+                sys.stderr.write(f"{result}\n")
                 best = found.get((side, fronts))
                 if best is None or result.pictures_per_s > best.pictures_per_s:
                     found[side, fronts] = result

@@ -55,20 +55,26 @@ def create_app(
             if wait:
                 raise
 
-    return build_app(settings, house, opening=open_models)
+    return build_app(settings, house, opening=open_models, wait=wait)
 
 
 def build_app(
-    settings: Settings, house: House, *, opening: Callable[[], Coroutine[Any, Any, None]]
+    settings: Settings,
+    house: House,
+    *,
+    opening: Callable[[], Coroutine[Any, Any, None]],
+    wait: bool = False,
 ) -> FastAPI:
-    """The HTTP application in front of `house`; `opening` opens it once the server listens."""
+    """The HTTP application in front of `house`; `opening` opens it once the server listens, or,
+    with `wait`, before.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(opening())
         try:
             if wait:
-                await opening
+                await task
             yield
         finally:
             task.cancel()

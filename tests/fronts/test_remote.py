@@ -123,6 +123,7 @@ def test_journey_at_a_distance_gives_the_same_masks(tmp_path: Path) -> None:
         engine = FakeEngine(sampled(tmp_path))
         async with bench(engine) as one:
             house = await one.front()
+            assert house.catalog.get(None).spec == engine.spec
             sizes = [(1, 1), (48, 80), (128, 128), (300, 500), (33, 700)]
             pictures = [picture(*size, seed=seed) for seed, size in enumerate(sizes * 3)]
             answers = await asyncio.gather(
