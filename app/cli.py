@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -60,11 +61,17 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")
     ] = None,
+    frontends: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=64,
+            help="Processes that decode and encode; 1: all in one; 0: measure. [TERNAUS_FRONTENDS]",
+        ),
+    ] = None,
 ) -> None:
     """Serve the models of the store over HTTP. Every other setting is an environment variable."""
-    from app.api.app import create_app, line_of
-    from app.api.server import Server, listen
-    from app.assembly import labels_of
+    from app.fronts.count import one_process
 
     settings = _settings(
         host=host,
@@ -72,8 +79,44 @@ def serve(
         model_store=store,
         models=tuple(model) if model else None,
         device=device,
+        frontends=frontends,
     )
     _log(settings.log_level, settings.log_format)
+    code = _serve_alone(settings) if one_process(settings) else _serve_together(settings)
+    if code:
+        raise typer.Exit(code)
+
+
+def _serve_together(settings: Any) -> int:
+    """With an engine process and front ends; the exit code."""
+    from app.fronts.supervisor import supervise
+
+    return supervise(
+        settings,
+        opening=partial(_opening, settings),
+        log_to=partial(_log, settings.log_level, settings.log_format),
+    )
+
+
+def _opening(settings: Any) -> Any:
+    """Called in the engine process."""
+    from app.assembly import labels_of
+    from app.fronts.parts import Opening
+
+    shelf = _store(settings)
+    return Opening(
+        labels=lambda: labels_of(settings, shelf),
+        resolve=shelf.resolve,
+        open_engine=_engines(settings),
+    )
+
+
+def _serve_alone(settings: Any) -> int:
+    """With everything in this process; the exit code."""
+    from app.api.app import create_app, line_of
+    from app.api.server import Server, listen
+    from app.assembly import labels_of
+
     server: Server | None = None
 
     def fail(exc: BaseException) -> None:
@@ -98,8 +141,7 @@ def serve(
         line=line_of(settings, application.state.house.metrics),
     )
     server.run()
-    if server.failure is not None or not server.started:
-        raise typer.Exit(1)
+    return 1 if server.failure is not None or not server.started else 0
 
 
 @app.command()

@@ -69,6 +69,20 @@ class Settings(BaseSettings):
         0, ge=0, description="threads that decode and encode; 0: one per core"
     )
 
+    frontends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that decode and encode; 1: with the engine in the same process; "
+        "0: found by measurement",
+    )
+    slot_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="with several processes: memory of each front end for tiles on their way to "
+        "the engine and back",
+    )
+
     max_body_bytes: int = Field(100 * 2**20, gt=0, description="largest request body")
     max_pixels: int = Field(100_000_000, gt=0, description="largest picture, width x height")
     max_decoded_bytes: int = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -26,37 +26,15 @@ from app.api.reception import Reception
 from app.api.segment import SegmentEndpoint
 from app.api.visits import Tracing, Visit, visit_of
 from app.errors import BadParameter, SettingsError, TernausError
-from app.serving.admission import Bounds
 from app.serving.catalog import OpenEngine, Resolve
-from app.serving.house import House, Rules
+from app.serving.house import House
 from app.serving.metrics import Metrics
+from app.serving.rules import rules_of
 from app.settings import Settings
 
+__all__ = ["build_app", "create_app", "line_of", "rules_of"]
+
 log = logging.getLogger("ternaus.api")
-
-
-def rules_of(settings: Settings) -> Rules:
-    """The plain values that serving needs."""
-    return Rules(
-        bounds=Bounds(
-            max_requests=settings.max_requests,
-            max_body_bytes=settings.max_body_bytes,
-            max_body_bytes_in_flight=settings.max_body_bytes_in_flight,
-            max_pixels_in_flight=settings.max_pixels_in_flight,
-        ),
-        max_pixels=settings.max_pixels,
-        max_decoded_bytes=settings.max_decoded_bytes,
-        whole_pixels=settings.whole_pixels,
-        tile=settings.tile,
-        default_model=settings.default_model,
-        host_threads=settings.host_threads,
-        tiles_in_flight=settings.tiles_in_flight,
-        max_batch=settings.max_batch,
-        max_batch_pixels=settings.max_batch_pixels,
-        max_hold_s=settings.max_hold_ms / 1000,
-        stall_after_s=settings.stall_after_s,
-        canary_s=settings.canary_s,
-    )
 
 
 # What pages of other origins may send and read.
@@ -80,10 +58,9 @@ def create_app(
     meanwhile. `on_failure` hears of a model that could not be opened and of a lost engine. With
     `wait` the application is not up before its models are open, and does not come up without them.
     """
-    keys = keys_of(settings)
-    journal = Journal(settings.access_log)
-    tracing, stop_tracing = _tracing(settings)
-    house = House(rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure)
+    house = House.local(
+        rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure
+    )
 
     async def open_models() -> None:
         try:
@@ -93,16 +70,33 @@ def create_app(
             if wait:
                 raise
 
+    return build_app(settings, house, opening=open_models, wait=wait)
+
+
+def build_app(
+    settings: Settings,
+    house: House,
+    *,
+    opening: Callable[[], Coroutine[Any, Any, None]],
+    wait: bool = False,
+) -> FastAPI:
+    """The HTTP application in front of `house`; `opening` opens it once the server listens, or,
+    with `wait`, before.
+    """
+    keys = keys_of(settings)
+    journal = Journal(settings.access_log)
+    tracing, stop_tracing = _tracing(settings)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        opening = asyncio.create_task(open_models())
+        task = asyncio.create_task(opening())
         try:
             if wait:
-                await opening
+                await task
             yield
         finally:
-            opening.cancel()
-            await asyncio.wait((opening,))
+            task.cancel()
+            await asyncio.wait((task,))
             await house.close()
             # Spans on their way may have to wait for a collector.
             await asyncio.to_thread(stop_tracing)

@@ -13,6 +13,7 @@ import logging
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -30,9 +31,12 @@ _OTHER_FILES = 256
 class Server(uvicorn.Server):
     """One process, one application, one house."""
 
-    def __init__(self, config: uvicorn.Config, *, grace_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, grace_s: float, on_listening: Callable[[str], None]
+    ) -> None:
         super().__init__(config)
         self._grace = grace_s
+        self._on_listening = on_listening
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
@@ -51,7 +55,7 @@ class Server(uvicorn.Server):
             for server in self.servers:
                 for listening in server.sockets:
                     host, port, *_ = listening.getsockname()
-                    log.info("listening on http://%s:%d (documentation at /docs)", host, port)
+                    self._on_listening(f"http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop now. Not passed on, so that the exit code is ours."""
@@ -62,9 +66,12 @@ class Server(uvicorn.Server):
             self.should_exit = True
         else:
             grace = 0.0 if sig == signal.SIGINT else self._grace
-            self._loop.call_soon_threadsafe(self._begin_drain, grace)
+            self._loop.call_soon_threadsafe(self.drain, grace)
 
-    def _begin_drain(self, grace_s: float) -> None:
+    def drain(self, grace_s: float) -> None:
+        """Begin to end, as SIGTERM does. On the event loop; once is enough."""
+        if self._drain is not None:
+            return
         log.info("shutting down: not ready; serving for another %g s, then finishing", grace_s)
         self._house.drain()
         self._drain = asyncio.ensure_future(self._finish(grace_s))
@@ -83,8 +90,20 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(setattr, self, "should_exit", True)
 
 
+def say_listening(address: str) -> None:
+    """For people, and for whoever reads the log to find the port."""
+    log.info("listening on %s (documentation at /docs)", address)
+
+
 def listen(
-    app: Any, *, host: str, port: int, grace_s: float, log_level: str, line: Line | None = None
+    app: Any,
+    *,
+    host: str,
+    port: int,
+    grace_s: float,
+    log_level: str,
+    line: Line | None = None,
+    on_listening: Callable[[str], None] = say_listening,
 ) -> Server:
     """A server for `app`, not yet running. `line` says what connections may do."""
     line = line or Line()
@@ -109,6 +128,7 @@ def listen(
             backlog=2048,
         ),
         grace_s=grace_s,
+        on_listening=on_listening,
     )
 
 

@@ -64,9 +64,17 @@ class Flow:
     waiting: int = 0
 
 
+def _keep(item: Item) -> None:
+    """For pixels that belong to the item alone."""
+
+
 @dataclass(slots=True, eq=False)
 class Item:
-    """One tile in the queue. It owns its way back: `deliver` is called once, from any thread."""
+    """One tile in the queue. It owns its way back: `deliver` is called once, from any thread.
+
+    `release` is called once too, after `deliver` or instead of it: nobody looks at the pixels any
+    more.
+    """
 
     lane: Lane
     flow: Flow
@@ -79,6 +87,7 @@ class Item:
     order: int = 0
     launched: float = 0.0
     delivered: bool = False
+    release: Callable[[Item], None] = _keep
 
     def __lt__(self, other: Item) -> bool:
         return self._key() < other._key()

@@ -24,9 +24,9 @@ from app.imaging.header import Header
 from app.imaging.probe import probe
 from app.imaging.tiling import TileSpec
 from app.serving.admission import Permit
-from app.serving.batcher import Batcher
 from app.serving.catalog import Catalog, OpenModel
 from app.serving.clock import Clock
+from app.serving.device import Queue
 from app.serving.lanes import Flow, Item, Lane, Outcome
 from app.serving.layout import Layout, Sheet, Tiling
 from app.serving.metrics import Metrics
@@ -115,7 +115,7 @@ class Segmenter:
     """Takes pictures through. One per process; lives on one event loop."""
 
     catalog: Catalog
-    batcher: Batcher
+    queue: Queue
     metrics: Metrics
     clock: Clock
     host: Executor
@@ -192,15 +192,15 @@ class Segmenter:
 
     @contextlib.contextmanager
     def _expected(self, header: Header, model: OpenModel) -> Iterator[None]:
-        """Tell the batcher that a tile of this shape is on its way, while it is being decoded."""
+        """Tell the queue that a tile of this shape is on its way, while it is being decoded."""
         width, height = header.seen_size
         _, plan = self.tiling.plan(height, width, model.spec)
         lane = Lane(model.engine, *plan.shape)
-        self.batcher.expect(lane, 1)
+        self.queue.expect(lane, 1)
         try:
             yield
         finally:
-            self.batcher.expect(lane, -1)
+            self.queue.expect(lane, -1)
 
     def _refuse_if_late(self, layout: Layout, model: OpenModel, deadline: float) -> None:
         """Now that the size is known: work that cannot be done in time is not begun.
@@ -210,8 +210,8 @@ class Segmenter:
         """
         lane = Lane(model.engine, *layout.shape)
         tiles = len(layout.tiles)
-        backlog = self.batcher.estimated_wait_s()
-        alone = self.batcher.predicted_s(lane, tiles)
+        backlog = self.queue.estimated_wait_s()
+        alone = self.queue.predicted_s(lane, tiles)
         wait = backlog + alone
         left = deadline - self.clock.now()
         if alone > left * (_FAR_OFF if backlog == 0 else 1):
@@ -287,7 +287,7 @@ class Segmenter:
         flow = Flow(deadline=deadline)
         waiting: dict[asyncio.Future[Inference], TileSpec] = {}
 
-        def submit(tile: TileSpec) -> None:
+        async def submit(tile: TileSpec) -> None:
             future: asyncio.Future[Inference] = loop.create_future()
 
             def deliver(item: Item, outcome: Outcome) -> None:
@@ -296,12 +296,12 @@ class Segmenter:
                 )
 
             waiting[future] = tile
-            self.batcher.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
+            await self.queue.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
 
         tiles = iter(layout.tiles)
         try:
             for tile in tiles:
-                submit(tile)
+                await submit(tile)
                 if len(waiting) >= self.tiles_in_flight:
                     break
             permit.in_queue()
@@ -311,10 +311,10 @@ class Segmenter:
                     sheet.place(waiting.pop(future), future.result())
                     following = next(tiles, None)
                     if following is not None:
-                        submit(following)
+                        await submit(following)
             return sheet
         finally:
-            flow.gone = True
+            self.queue.forget(flow)
             for future in waiting:
                 future.cancel()
 
