@@ -86,6 +86,7 @@ def serve(
         settings,
         labels=lambda: settings.models or tuple(shelf.names()),
         resolve=shelf.resolve,
+        newest=shelf.newest,
         open_engine=engines,
         on_failure=fail,
     )
@@ -556,7 +557,7 @@ def _engines(settings: Any) -> Any:
         threads=settings.engine_threads,
         cache_dir=settings.cache_dir / "engines",
     )
-    return lambda spec, sample=None: open_engine(spec, options, sample=sample)
+    return lambda spec, sample=None, turn=None: open_engine(spec, options, sample=sample, turn=turn)
 
 
 def _log(level: str) -> None:

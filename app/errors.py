@@ -9,7 +9,8 @@
     |  |- BodyTooLarge                more bytes than the limit
     |  |- BodyTooSlow                 the client did not send its body in time
     |  |- KeyRequired                 no valid API key came with the request
-    |  `- ModelNotFound               no such model or version
+    |  |- ModelNotFound               no such model or version
+    |  `- ModelNeeded                 a model that must stay open was to be unloaded
     |- PictureError                   the picture is at fault
     |  |- PictureUnsupported          not a format that we read
     |  |- PictureDamaged              the decoder gave up
@@ -129,6 +130,12 @@ class ModelNotFound(RequestError):
     """No such model or version."""
 
     code, status, title = "model_not_found", 404, "Model not found"
+
+
+class ModelNeeded(RequestError):
+    """A model that must stay open was to be unloaded."""
+
+    code, status, title = "model_needed", 409, "Model needed"
 
 
 class PictureError(TernausError):

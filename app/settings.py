@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     admin_key: SecretStr = Field(
         SecretStr(""), description="key that may load and unload models; empty: nobody may"
     )
+    watch_store_s: float = Field(
+        0.0, ge=0, description="how often to look for newer versions of open models; 0: never"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level logged"
     )

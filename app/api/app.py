@@ -15,12 +15,14 @@ from starlette.routing import Route
 from app import __version__
 from app.api.docs import docs_routes, openapi_of
 from app.api.health import health_routes
-from app.api.models import model_routes
+from app.api.keys import Keys
+from app.api.models import change_routes, model_routes
 from app.api.problems import MEDIA_TYPE, document, problem
 from app.api.segment import SegmentEndpoint, request_id_of
 from app.errors import BadParameter, TernausError
 from app.serving.admission import Bounds
 from app.serving.catalog import OpenEngine, Resolve
+from app.serving.changes import Newest
 from app.serving.house import House, Rules
 from app.settings import Settings
 
@@ -46,6 +48,7 @@ def rules_of(settings: Settings) -> Rules:
         max_hold_s=settings.max_hold_ms / 1000,
         stall_after_s=settings.stall_after_s,
         canary_s=settings.canary_s,
+        watch_store_s=settings.watch_store_s,
     )
 
 
@@ -55,15 +58,24 @@ def create_app(
     labels: Callable[[], tuple[str, ...]],
     resolve: Resolve,
     open_engine: OpenEngine,
+    newest: Newest | None = None,
     on_failure: Callable[[BaseException], None] = lambda exc: None,
 ) -> FastAPI:
     """The HTTP application; `app.state.house` is what serves.
 
     `labels` says which models to open, `resolve` finds one in the store and `open_engine` places it
     on the device; all three are called on a thread once the server listens, so that probes answer
-    meanwhile. `on_failure` hears of a model that could not be opened and of a lost engine.
+    meanwhile. `newest` looks for the newest version of a name; without it `resolve` does, at the
+    cost of verifying its files. `on_failure` hears of a model that could not be opened and of a
+    lost engine.
     """
-    house = House(rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure)
+    house = House(
+        rules_of(settings),
+        resolve=resolve,
+        open_engine=open_engine,
+        newest=newest,
+        on_lost=on_failure,
+    )
 
     async def open_models() -> None:
         try:
@@ -103,6 +115,9 @@ def create_app(
     app.router.routes.append(Route(endpoint.route, endpoint, methods=["POST"]))
     app.include_router(health_routes(house, _about(settings)))
     app.include_router(model_routes(house))
+    key = settings.admin_key.get_secret_value()
+    if key:
+        app.include_router(change_routes(house, Keys([key]), settings.body_timeout_s))
     app.include_router(docs_routes(app))
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     _add_error_handlers(app, settings)

@@ -11,7 +11,7 @@ import logging
 import math
 from typing import Any
 
-from app.errors import Overloaded, QueueFull, TernausError, Unavailable
+from app.errors import KeyRequired, Overloaded, QueueFull, TernausError, Unavailable
 
 log = logging.getLogger("ternaus.api")
 
@@ -50,6 +50,9 @@ def problem(
     if isinstance(exc, Unavailable):
         # RFC 9110, section 10.2.3: whole seconds; zero would mean "at once".
         headers.append((b"retry-after", str(max(1, math.ceil(exc.retry_after_s))).encode()))
+    if isinstance(exc, KeyRequired):
+        # RFC 9110, section 11.6.1: a 401 says how to do better.
+        headers.append((b"www-authenticate", b"Bearer"))
     return status, headers, body
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from app.engine.base import Engine, Precision
+from app.engine.base import Engine, Precision, Turn
 from app.engine.findings import key_of, recall, remember
 from app.engine.options import EngineOptions
-from app.engine.trials import batches_that_pay, precision_pays
+from app.engine.timings import Timings, are_sizes
+from app.engine.trials import WORTH, batches_that_pay, precision_pays
 from app.errors import EngineError
 from app.types import ModelSpec, Pixels
 
@@ -39,85 +41,125 @@ class Backend:
 
 
 def open_engine(
-    spec: ModelSpec, options: EngineOptions | None = None, *, sample: Pixels | None = None
+    spec: ModelSpec,
+    options: EngineOptions | None = None,
+    *,
+    sample: Pixels | None = None,
+    turn: Turn | None = None,
 ) -> Engine:
     """Place `spec` as `options` ask.
 
     `sample`: the model's sample picture, decoded and padded, (H, W, 3) uint8; without it `auto`
     precision stays float32, for nothing shows that masks would agree. What is found is kept in
-    `cache_dir`, so that a warm start tries nothing. The engine has not been tested on its sample:
-    `self_test` does that. Raises EngineError and ModelDamaged.
+    `cache_dir`, so that a warm start tries nothing. `turn`: of a device from which another engine
+    serves meanwhile; what is measured beside it is used and not kept. The engine has not been
+    tested on its sample: `self_test` does that. Raises EngineError and ModelDamaged.
     """
     options = options or EngineOptions()
     if spec.precision == "float32" and options.precision == "auto":
         # The model's publisher permits nothing else; an operator may still insist.
         options = replace(options, precision="float32")
-    backend = _backend(spec, options)
-    file = _findings_file(spec, options, backend, sample)
-    known = recall(file) if file else None
+    backend = _backend(spec, options, beside=turn is not None)
+    files = _files(spec, options, backend, sample)
+    known = recall(files.findings) if files else None
     if known is not None and _fits(known):
         return backend.place(known["precision"], options.batch_sizes or tuple(known["batches"]))
-    engine, facts = _settle(backend, options, sample)
-    if file:
-        remember(file, facts)
+    kept = Timings.of(recall(files.timings)) if files else Timings()
+    engine, facts, found = _settle(backend, options, sample, kept, turn or nullcontext)
+    if files and (found == kept or turn is None):
+        remember(files.findings, facts)
+        if found != kept:
+            remember(files.timings, found.facts())
     return engine
 
 
 def _settle(
-    backend: Backend, options: EngineOptions, sample: Pixels | None
-) -> tuple[Engine, dict[str, Any]]:
-    """Try what is not chosen, on engines that are placed for it; the better one is kept."""
-    batches = options.batch_sizes or backend.batches[:1]
+    backend: Backend, options: EngineOptions, sample: Pixels | None, known: Timings, turn: Turn
+) -> tuple[Engine, dict[str, Any], Timings]:
+    """Try what is neither chosen nor known, on engines placed for it; the better one is kept."""
     first: Precision = "float32" if options.precision == "auto" else options.precision
-    engine = backend.place(first, batches)
+    found = Timings(known.ratio, dict(known.batches))
     facts: dict[str, Any] = {"precision": first}
-    if options.precision == "auto" and sample is not None and "bfloat16" in backend.precisions():
-        reduced = backend.place("bfloat16", batches)
-        pays, agreement, ratio = precision_pays(engine, reduced, sample)
-        facts |= {"changed": agreement.changed, "iou": agreement.iou, "time_ratio": ratio}
-        kept, left = (reduced, engine) if pays else (engine, reduced)
-        left.close()
-        engine = kept
-        facts["precision"] = "bfloat16" if pays else "float32"
-    found = options.batch_sizes or batches_that_pay(engine, backend.batches)
-    facts["batches"] = list(found)
-    if found != engine.batch_sizes:
-        engine.close()
-        engine = backend.place(facts["precision"], found)
-    return engine, facts
+
+    def sizes(precision: Precision) -> tuple[int, ...]:
+        return options.batch_sizes or known.batches.get(precision) or backend.batches[:1]
+
+    with ExitStack() as stack:
+        engine = _closing(stack, backend.place(first, sizes(first)))
+        if (
+            options.precision == "auto"
+            and sample is not None
+            and (known.ratio is None or known.ratio <= WORTH)
+            and "bfloat16" in backend.precisions()
+        ):
+            reduced = _closing(stack, backend.place("bfloat16", sizes("bfloat16")))
+            pays, agreement, found.ratio = precision_pays(
+                engine, reduced, sample, ratio=known.ratio, turn=turn
+            )
+            facts |= {
+                "changed": agreement.changed,
+                "iou": agreement.iou,
+                "time_ratio": found.ratio,
+                "precision": "bfloat16" if pays else "float32",
+            }
+            kept, left = (reduced, engine) if pays else (engine, reduced)
+            left.close()
+            engine = kept
+        precision: Precision = facts["precision"]
+        if not options.batch_sizes and precision not in known.batches:
+            found.batches[precision] = batches_that_pay(engine, backend.batches, turn=turn)
+        batches = options.batch_sizes or found.batches[precision]
+        facts["batches"] = list(batches)
+        if batches != engine.batch_sizes:
+            engine.close()
+            engine = backend.place(precision, batches)
+        stack.pop_all()
+    return engine, facts, found
+
+
+def _closing(stack: ExitStack, engine: Engine) -> Engine:
+    """The engine, which is closed unless all goes well."""
+    stack.callback(engine.close)
+    return engine
 
 
 def _fits(known: dict[str, Any]) -> bool:
-    batches = known.get("batches")
-    return (
-        known.get("precision") in ("float32", "bfloat16")
-        and isinstance(batches, list)
-        and bool(batches)
-        and all(isinstance(size, int) and size > 0 for size in batches)
-    )
+    return known.get("precision") in ("float32", "bfloat16") and are_sizes(known.get("batches"))
 
 
-def _findings_file(
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where what is found is kept: of a model, and of every model of its architecture."""
+
+    findings: Path
+    timings: Path
+
+
+def _files(
     spec: ModelSpec, options: EngineOptions, backend: Backend, sample: Pixels | None
-) -> Path | None:
+) -> Files | None:
     if options.cache_dir is None:
         return None
-    key = key_of(
-        {
-            "weights": spec.weights_sha256,
-            "architecture": spec.architecture,
-            "parameters": dict(spec.parameters),
-            "task": spec.task,
-            "normalisation": (spec.mean, spec.std),
-            "threshold": spec.threshold,
-            "sample": None if sample is None else hashlib.sha256(sample.tobytes()).hexdigest(),
-            "backend": backend.name,
-            "device": backend.device_name(),
-            "options": (options.precision, options.threads, options.batch_sizes),
-            "versions": (_version("openvino"), _version("torch")),
-        }
+    net = {
+        "architecture": spec.architecture,
+        "parameters": dict(spec.parameters),
+        "task": spec.task,
+        "backend": backend.name,
+        "device": backend.device_name(),
+        "options": (options.precision, options.threads, options.batch_sizes),
+        "versions": (_version("openvino"), _version("torch")),
+    }
+    model = {
+        **net,
+        "weights": spec.weights_sha256,
+        "normalisation": (spec.mean, spec.std),
+        "threshold": spec.threshold,
+        "sample": None if sample is None else hashlib.sha256(sample.tobytes()).hexdigest(),
+    }
+    return Files(
+        options.cache_dir / f"findings-{key_of(model)}.json",
+        options.cache_dir / f"timings-{key_of({**net, 'channels': spec.channels})}.json",
     )
-    return options.cache_dir / f"findings-{key}.json"
 
 
 def _version(package: str) -> str | None:
@@ -128,7 +170,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _backend(spec: ModelSpec, options: EngineOptions) -> Backend:
+def _backend(spec: ModelSpec, options: EngineOptions, *, beside: bool) -> Backend:
     """What was named; else CUDA, OpenVINO, torch. Raises EngineError: asked this, there is that."""
     wants_cuda = options.device.startswith("cuda")
     if wants_cuda and options.backend == "openvino":
@@ -146,7 +188,7 @@ def _backend(spec: ModelSpec, options: EngineOptions) -> Backend:
     if options.backend == "torch":
         return _torch_cpu(spec, options)
     if find_spec("openvino") is not None:
-        return _openvino(spec, options)
+        return _openvino(spec, options, beside=beside)
     if options.backend == "openvino":
         raise EngineError("`backend` openvino was asked for and openvino is not installed")
     return _torch_cpu(spec, options)
@@ -167,7 +209,7 @@ def _cuda_device(asked: str) -> str:
     return f"cuda:{index}"
 
 
-def _openvino(spec: ModelSpec, options: EngineOptions) -> Backend:
+def _openvino(spec: ModelSpec, options: EngineOptions, *, beside: bool) -> Backend:
     from app.engine.openvino_cpu import OpenVinoEngine, device_name, precisions
 
     def place(precision: Precision, batch_sizes: tuple[int, ...]) -> Engine:
@@ -177,6 +219,7 @@ def _openvino(spec: ModelSpec, options: EngineOptions) -> Backend:
             threads=options.threads,
             batch_sizes=batch_sizes,
             cache_dir=options.cache_dir,
+            beside=beside,
         )
 
     return Backend("openvino", "cpu", place, precisions, device_name, CPU_BATCHES)

@@ -60,8 +60,12 @@ class OpenVinoEngine:
         threads: int = 0,
         batch_sizes: tuple[int, ...] = (1,),
         cache_dir: Path | None = None,
+        beside: bool = False,
     ) -> None:
-        """Convert or take from the cache, and compile. Raises ModelDamaged and EngineError."""
+        """Convert or take from the cache, and compile. Raises ModelDamaged and EngineError.
+
+        `beside`: another engine serves meanwhile and goes first.
+        """
         if precision not in precisions():
             raise EngineError(
                 f"this processor ({device_name()}) does not compute in {precision}; "
@@ -90,7 +94,9 @@ class OpenVinoEngine:
             if cache_dir is None:
                 cache_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             try:
-                self._model: Any = self._runtime.read_model(converted(spec, cache_dir))
+                self._model: Any = self._runtime.read_model(
+                    converted(spec, cache_dir, beside=beside)
+                )
                 self._compile()
             except RuntimeError as exc:
                 raise EngineError(f"OpenVINO cannot place {spec.label}: {exc}") from exc

@@ -8,7 +8,7 @@ computes Retry-After; it never cancels admitted work.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from app.engine.recent import Recent
 
@@ -34,6 +34,11 @@ class Costs:
         rate = seconds / (items * pixels)
         known = self._seconds_per_pixel
         self._seconds_per_pixel = rate if known == 0.0 else known + 0.2 * (rate - known)
+
+    def forget(self, unwanted: Callable[[Hashable], bool]) -> None:
+        """Drop every lane of which `unwanted` says so; the rate by pixels stays."""
+        self._launches.drop(unwanted)
+        self._fits.drop(unwanted)
 
     def predict(self, lane: Hashable, *, items: int, pixels: int, largest: int) -> float:
         """Seconds for `items` tiles launched in batches of at most `largest`; 0.0 if nothing ran

@@ -20,11 +20,13 @@ from app.errors import TernausError
 from app.imaging.bounds import DecodeLimits
 from app.serving.admission import Admission, Bounds
 from app.serving.batcher import Batcher
-from app.serving.catalog import Catalog, OpenEngine, Resolve
+from app.serving.catalog import Catalog, OpenEngine, OpenModel, Resolve
+from app.serving.changes import Changes, Newest
 from app.serving.clock import Clock, RealClock
 from app.serving.layout import Tiling
 from app.serving.metrics import Metrics
 from app.serving.segmenter import Segmenter
+from app.store.store import Edition
 
 log = logging.getLogger("ternaus.house")
 
@@ -46,6 +48,7 @@ class Rules:
     max_hold_s: float = 0.002
     stall_after_s: float = 60.0
     canary_s: float = 30.0
+    watch_store_s: float = 0.0
 
 
 class House:
@@ -57,6 +60,7 @@ class House:
         *,
         resolve: Resolve,
         open_engine: OpenEngine,
+        newest: Newest | None = None,
         clock: Clock | None = None,
         on_lost: Callable[[BaseException], None] = lambda exc: None,
     ) -> None:
@@ -69,7 +73,9 @@ class House:
         self.metrics = Metrics()
         self.started = time.time()
         self._canary_s = rules.canary_s
-        self._canary_failure: TernausError | None = None
+        self._watch_s = rules.watch_store_s
+        # Of models that are open; what is closed is judged no more.
+        self._canary_failures: dict[OpenModel, TernausError] = {}
         self._canary: asyncio.Task[None] | None = None
         self.host = ThreadPoolExecutor(
             rules.host_threads or len(os.sched_getaffinity(0)), thread_name_prefix="ternaus-host"
@@ -105,6 +111,14 @@ class House:
             tiling=tiling,
             tiles_in_flight=rules.tiles_in_flight,
         )
+        self.changes = Changes(
+            catalog=self.catalog,
+            batcher=self.batcher,
+            segmenter=self.segmenter,
+            metrics=self.metrics,
+            newest=newest or (lambda name: Edition(resolve(name).version, "")),
+            draining=lambda: self.draining,
+        )
         self.metrics.watch(self.figures)
 
     async def open(self, labels: tuple[str, ...]) -> None:
@@ -112,13 +126,12 @@ class House:
         self.batcher.start()
         await asyncio.to_thread(self.catalog.open, labels)
         for model in self.catalog.models.values():
-            spec, engine = model.spec, model.engine.describe()
-            self.metrics.model_info.labels(
-                spec.name, spec.version, spec.digest, engine.get("device"), engine.get("precision")
-            ).set(1)
+            self.metrics.opened(model.engine)
         log.info("ready after %.1f s", time.time() - self.started)
         if self._canary_s:
             self._canary = asyncio.create_task(self._sing())
+        if self._watch_s:
+            self.changes.watch(self._watch_s)
 
     async def _sing(self) -> None:
         """With no traffic nobody would notice a dead device: try it on each model's own sample."""
@@ -129,13 +142,24 @@ class House:
                 continue
             for model in list(self.catalog.models.values()):
                 try:
-                    await loop.run_in_executor(
-                        None, self.batcher.exclusively, model.sample.test, model.engine
-                    )
-                    self._canary_failure = None
+                    # Held, so that it is not closed meanwhile; one that has left is not tried.
+                    with model.loans:
+                        if model not in self.catalog.models.values():
+                            continue
+                        await loop.run_in_executor(
+                            None, self.batcher.exclusively, model.sample.test, model.engine
+                        )
+                    self._canary_failures.pop(model, None)
                 except TernausError as exc:
-                    self._canary_failure = exc
+                    self._canary_failures[model] = exc
                     log.critical("model %s no longer gives its own mask: %s", model.spec.label, exc)
+            for model in self._canary_failures.keys() - self.catalog.models.values():
+                del self._canary_failures[model]
+
+    @property
+    def _canary_failure(self) -> TernausError | None:
+        open_models = self.catalog.models.values()
+        return next((e for model, e in self._canary_failures.items() if model in open_models), None)
 
     @property
     def able(self) -> bool:
@@ -177,9 +201,10 @@ class House:
 
     def describe(self) -> dict[str, Any]:
         """For people: what `/health` shows."""
-        failures = {label: exc.detail for label, exc in self.catalog.failures.items()}
-        if self._canary_failure is not None:
-            failures["canary"] = self._canary_failure.detail
+        failures = dict(self.catalog.failures)
+        canary = self._canary_failure
+        if canary is not None:
+            failures["canary"] = canary.detail
         return {
             "state": self.state,
             "ready": self.ready,
@@ -206,4 +231,5 @@ class House:
             self._canary.cancel()
         await asyncio.to_thread(self.batcher.close)
         await asyncio.to_thread(self.host.shutdown)
+        await self.changes.close()
         self.catalog.close()

@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from app.engine.base import Engine
 from app.serving.lanes import Lane
 
 DURATIONS = tuple(round(0.00025 * 1.5**i, 6) for i in range(30))
@@ -109,11 +110,25 @@ class Metrics:
             ["name", "version", "digest", "device", "precision"],
             registry=registry,
         )
+        self.model_loads = Counter(
+            "ternaus_model_loads",
+            "Models that were to be loaded while serving, by how it ended",
+            ["name", "result"],
+            registry=registry,
+        )
         self.last_batch = Gauge(
             "ternaus_last_batch_timestamp_seconds",
             "Unix time of the last finished batch",
             registry=registry,
         )
+
+    def opened(self, engine: Engine) -> None:
+        """A model is open."""
+        self.model_info.labels(*_info(engine)).set(1)
+
+    def closed(self, engine: Engine) -> None:
+        """It no longer is."""
+        self.model_info.remove(*_info(engine))
 
     # What the batcher tells.
 
@@ -138,6 +153,12 @@ class Metrics:
     def render(self) -> bytes:
         """Prometheus text format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+def _info(engine: Engine) -> tuple[str, ...]:
+    spec, found = engine.spec, engine.describe()
+    place = (found.get("device"), found.get("precision"))
+    return (spec.name, str(spec.version), spec.digest, *(str(value) for value in place))
 
 
 class _Live:
