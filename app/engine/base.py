@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from app.errors import InferenceFailed
 from app.types import Inference, ModelSpec, Pixels
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 # The device for oneself, as long as the context lasts: how engines that share one get along.
 Turn = Callable[[], AbstractContextManager[None]]
 

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from app.engine.base import Engine, Precision, Turn
 from app.engine.findings import key_of, recall, remember
-from app.engine.options import EngineOptions
+from app.engine.options import PRECISIONS, EngineOptions
 from app.engine.timings import Timings, are_sizes
-from app.engine.trials import WORTH, batches_that_pay, precision_pays
+from app.engine.trials import GATES, WORTH, batches_that_pay, precision_pays
 from app.errors import EngineError
 from app.types import ModelSpec, Pixels
 
 __all__ = ["EngineOptions", "driver_present", "open_engine"]
 
+log = logging.getLogger("ternaus.engine")
+
 # Where an NVIDIA driver shows itself: Linux, in containers, Windows' Linux, and Tegra boards.
 DRIVER_TRACES = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia", "/dev/dxg", "/dev/nvgpu")
 CPU_BATCHES = (1, 2, 4)
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+class Placed(Engine, Protocol):
+    """An engine that tells of the precisions that were tried for it."""
+
+    trials: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ class Backend:
 
     name: str
     device: str
-    place: Callable[[Precision, tuple[int, ...]], Engine]
+    place: Callable[[Precision, tuple[int, ...]], Placed]
     precisions: Callable[[], tuple[Precision, ...]]
     device_name: Callable[[], str]
     batches: tuple[int, ...]
@@ -59,13 +68,16 @@ def open_engine(
     if spec.precision == "float32" and options.precision == "auto":
         # The model's publisher permits nothing else; an operator may still insist.
         options = replace(options, precision="float32")
-    backend = _backend(spec, options, beside=turn is not None)
+    backend = _backend(spec, options, sample, beside=turn is not None)
     files = _files(spec, options, backend, sample)
     known = recall(files.findings) if files else None
     if known is not None and _fits(known):
-        return backend.place(known["precision"], options.batch_sizes or tuple(known["batches"]))
+        engine = backend.place(known["precision"], options.batch_sizes or tuple(known["batches"]))
+        engine.trials = known.get("trials", {})
+        return engine
     kept = Timings.of(recall(files.timings)) if files else Timings()
     engine, facts, found = _settle(backend, options, sample, kept, turn or nullcontext)
+    engine.trials = facts["trials"]
     if files and (found == kept or turn is None):
         remember(files.findings, facts)
         if found != kept:
@@ -75,36 +87,54 @@ def open_engine(
 
 def _settle(
     backend: Backend, options: EngineOptions, sample: Pixels | None, known: Timings, turn: Turn
-) -> tuple[Engine, dict[str, Any], Timings]:
+) -> tuple[Placed, dict[str, Any], Timings]:
     """Try what is neither chosen nor known, on engines placed for it; the better one is kept."""
-    first: Precision = "float32" if options.precision == "auto" else options.precision
+    trials = _trials(backend, options, sample, known)
+    asked = options.precision
+    first: Precision = "float32" if asked == "auto" or asked == "int8" else asked
     found = Timings(known.ratio, dict(known.batches))
-    facts: dict[str, Any] = {"precision": first}
+    facts: dict[str, Any] = {"precision": first, "trials": {}}
 
     def sizes(precision: Precision) -> tuple[int, ...]:
         return options.batch_sizes or known.batches.get(precision) or backend.batches[:1]
 
     with ExitStack() as stack:
         engine = _closing(stack, backend.place(first, sizes(first)))
-        if (
-            options.precision == "auto"
-            and sample is not None
-            and (known.ratio is None or known.ratio <= WORTH)
-            and "bfloat16" in backend.precisions()
-        ):
-            reduced = _closing(stack, backend.place("bfloat16", sizes("bfloat16")))
-            pays, agreement, found.ratio = precision_pays(
-                engine, reduced, sample, ratio=known.ratio, turn=turn
+        for tried in trials:
+            assert sample is not None
+            reduced = _closing(stack, backend.place(tried, sizes(tried)))
+            pays, agreement, ratio = precision_pays(
+                engine,
+                reduced,
+                sample,
+                gate=GATES[tried],
+                ratio=known.ratio if tried == "bfloat16" else None,
+                turn=turn,
             )
-            facts |= {
+            facts["trials"][tried] = {
+                "accepted": pays,
                 "changed": agreement.changed,
                 "iou": agreement.iou,
-                "time_ratio": found.ratio,
-                "precision": "bfloat16" if pays else "float32",
+                "time_ratio": ratio,
             }
+            if tried == "bfloat16":
+                found.ratio = ratio
             kept, left = (reduced, engine) if pays else (engine, reduced)
             left.close()
             engine = kept
+            if pays:
+                facts["precision"] = tried
+                break
+            if tried == "int8":
+                log.warning(
+                    "int8 is not taken for %s: %.2f %% of its sample's pixels change, IoU %.4f "
+                    "(at least %g), %.2f times the time of float32",
+                    engine.spec.label,
+                    100 * agreement.changed,
+                    agreement.iou,
+                    GATES["int8"].iou,
+                    ratio,
+                )
         precision: Precision = facts["precision"]
         if not options.batch_sizes and precision not in known.batches:
             found.batches[precision] = batches_that_pay(engine, backend.batches, turn=turn)
@@ -117,14 +147,40 @@ def _settle(
     return engine, facts, found
 
 
-def _closing(stack: ExitStack, engine: Engine) -> Engine:
+def _trials(
+    backend: Backend, options: EngineOptions, sample: Pixels | None, known: Timings
+) -> tuple[Precision, ...]:
+    """Precisions to try against float32, the most wanted first. Raises EngineError for int8 where
+    it cannot be tried."""
+    able = backend.precisions()
+    found: list[Precision] = []
+    if options.precision == "int8":
+        if "int8" not in able:
+            raise EngineError(
+                f"`precision` int8 is for OpenVINO on the CPU, not for {backend.name}; "
+                f"it offers: {', '.join(able)}"
+            )
+        if sample is None:
+            raise EngineError("`precision` int8 needs the model's sample picture to be proven on")
+        found.append("int8")
+    if (
+        options.precision in ("auto", "int8")
+        and sample is not None
+        and "bfloat16" in able
+        and (known.ratio is None or known.ratio <= WORTH)
+    ):
+        found.append("bfloat16")
+    return tuple(found)
+
+
+def _closing(stack: ExitStack, engine: Placed) -> Placed:
     """The engine, which is closed unless all goes well."""
     stack.callback(engine.close)
     return engine
 
 
 def _fits(known: dict[str, Any]) -> bool:
-    return known.get("precision") in ("float32", "bfloat16") and are_sizes(known.get("batches"))
+    return known.get("precision") in PRECISIONS[1:] and are_sizes(known.get("batches"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +226,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _backend(spec: ModelSpec, options: EngineOptions, *, beside: bool) -> Backend:
+def _backend(
+    spec: ModelSpec, options: EngineOptions, sample: Pixels | None, *, beside: bool
+) -> Backend:
     """What was named; else CUDA, OpenVINO, torch. Raises EngineError: asked this, there is that."""
     wants_cuda = options.device.startswith("cuda")
     if wants_cuda and options.backend == "openvino":
@@ -188,7 +246,7 @@ def _backend(spec: ModelSpec, options: EngineOptions, *, beside: bool) -> Backen
     if options.backend == "torch":
         return _torch_cpu(spec, options)
     if find_spec("openvino") is not None:
-        return _openvino(spec, options, beside=beside)
+        return _openvino(spec, options, sample, beside=beside)
     if options.backend == "openvino":
         raise EngineError("`backend` openvino was asked for and openvino is not installed")
     return _torch_cpu(spec, options)
@@ -209,10 +267,12 @@ def _cuda_device(asked: str) -> str:
     return f"cuda:{index}"
 
 
-def _openvino(spec: ModelSpec, options: EngineOptions, *, beside: bool) -> Backend:
+def _openvino(
+    spec: ModelSpec, options: EngineOptions, sample: Pixels | None, *, beside: bool
+) -> Backend:
     from app.engine.openvino_cpu import OpenVinoEngine, device_name, precisions
 
-    def place(precision: Precision, batch_sizes: tuple[int, ...]) -> Engine:
+    def place(precision: Precision, batch_sizes: tuple[int, ...]) -> Placed:
         return OpenVinoEngine(
             spec,
             precision=precision,
@@ -220,6 +280,7 @@ def _openvino(spec: ModelSpec, options: EngineOptions, *, beside: bool) -> Backe
             batch_sizes=batch_sizes,
             cache_dir=options.cache_dir,
             beside=beside,
+            sample=sample,
         )
 
     return Backend("openvino", "cpu", place, precisions, device_name, CPU_BATCHES)
@@ -230,7 +291,7 @@ def _torch_cpu(spec: ModelSpec, options: EngineOptions) -> Backend:
 
     from app.engine.torch_engine import TorchEngine, device_name
 
-    def place(precision: Precision, batch_sizes: tuple[int, ...]) -> Engine:
+    def place(precision: Precision, batch_sizes: tuple[int, ...]) -> Placed:
         return TorchEngine(
             spec, precision=precision, threads=options.threads, batch_sizes=batch_sizes
         )
@@ -252,7 +313,7 @@ def _cuda(spec: ModelSpec, options: EngineOptions, device: str) -> Backend:
     from app.engine.cuda import CudaEngine
     from app.engine.torch_engine import device_name
 
-    def place(precision: Precision, batch_sizes: tuple[int, ...]) -> Engine:
+    def place(precision: Precision, batch_sizes: tuple[int, ...]) -> Placed:
         return CudaEngine(spec, precision=precision, device=device, batch_sizes=batch_sizes)
 
     return Backend(

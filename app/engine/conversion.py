@@ -18,15 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import openvino
 
 from app.engine.findings import key_of, recall, remember
 from app.errors import EngineError, by_code
-from app.types import ModelSpec
+from app.types import ModelSpec, Pixels
 
 log = logging.getLogger("ternaus.conversion")
 
@@ -36,9 +39,10 @@ SEAL = "seal.json"
 STALE_S = 3600.0
 # Of a conversion beside an engine that serves.
 NICENESS = 10
-# The child finds its modules where this process finds them.
+# The child finds its modules where this process finds them. NNCF, which quantises, would report its
+# use over the network.
 CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import json, os, sys; os.environ['NNCF_CI'] = '1'; sys.path[:] = json.loads(sys.argv[1]); "
     "from app.engine.converter import main; main()"
 )
 
@@ -52,8 +56,55 @@ def converted(spec: ModelSpec, cache_dir: Path, *, beside: bool = False) -> Path
     the mask of `binary` and `multilabel` as (N, C, H, W) bool. All of N, H and W are free. Raises
     ModelDamaged for weights that do not fit and EngineError where `cache_dir` cannot be written.
     """
-    folder = cache_dir / f"openvino-{conversion_key(spec)}"
+
+    def make(target: Path) -> None:
+        _require(
+            "torch",
+            f"{spec.label} is not converted for this version of the server, and torch, which "
+            "converts, is not installed; serve it from an installation or image with torch, or "
+            "build the image with this model in its store",
+        )
+        values = asdict(replace(spec, parameters=dict(spec.parameters)))
+        values["weights"] = str(Path(spec.weights).absolute())
+        _in_a_child({"spec": values, "target": str(target.absolute())}, spec, beside=beside)
+
+    return _kept(cache_dir / f"openvino-{conversion_key(spec)}", make)
+
+
+def quantised(
+    spec: ModelSpec, cache_dir: Path, sample: Pixels | None, *, beside: bool = False
+) -> Path:
+    """The same in int8, with ranges that `sample`, (H, W, 3) uint8, asks for.
+
+    Raises as `converted`, and EngineError where the extra `int8` is needed and not installed.
+    """
+    if sample is None:
+        raise EngineError(f"{spec.label} has no sample picture to be quantised on")
+    key = {
+        "conversion": conversion_key(spec),
+        "sample": hashlib.sha256(repr(sample.shape).encode() + sample.tobytes()).hexdigest(),
+    }
+
+    def make(target: Path) -> None:
+        _require(
+            "nncf",
+            f"{spec.label} is not quantised yet, and the extra `int8`, which quantises, is not "
+            "installed\nhint: `pip install 'ternausnet-serve[int8]'`",
+        )
+        source = converted(spec, cache_dir, beside=beside)
+        picture = target.with_name("sample.npy")
+        np.save(picture, sample)
+        request = {"source": source, "sample": picture, "target": target.absolute()}
+        _in_a_child({k: str(v) for k, v in request.items()}, spec, beside=beside)
+        picture.unlink()
+
+    return _kept(cache_dir / f"openvino-int8-{key_of(key)}", make)
+
+
+def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`model.xml` in `folder`; made now if it is missing or damaged."""
     if not _sealed(folder):
+        cache_dir = folder.parent
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             _sweep(cache_dir)
@@ -61,12 +112,17 @@ def converted(spec: ModelSpec, cache_dir: Path, *, beside: bool = False) -> Path
         except OSError as exc:
             raise EngineError(f"`cache_dir` cannot be written: {exc}") from exc
         try:
-            _in_a_child(spec, draft / FILES[0], NICENESS if beside else 0)
+            make(draft / FILES[0])
             remember(draft / SEAL, {name: _digest(draft / name) for name in FILES})
             _publish(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder / FILES[0]
+
+
+def _require(package: str, words: str) -> None:
+    if find_spec(package) is None:
+        raise EngineError(words)
 
 
 def conversion_key(spec: ModelSpec) -> str:
@@ -137,23 +193,15 @@ def _publish(draft: Path, folder: Path) -> None:
     raise EngineError(f"`cache_dir` cannot be written: `{folder}` stays in the way")
 
 
-def _in_a_child(spec: ModelSpec, target: Path, niceness: int) -> None:
-    """Have `converter.py` write `target` in a process of its own.
+def _in_a_child(request: Mapping[str, Any], spec: ModelSpec, *, beside: bool) -> None:
+    """Have `converter.py` do what `request` says in a process of its own.
 
     Raises what the child raised, and EngineError where it ended without a word. It ends with this
     process: it holds the other end of a pipe, and removes its draft.
     """
-    if find_spec("torch") is None:
-        raise EngineError(
-            f"{spec.label} is not converted for this version of the server, and torch, which "
-            "converts, is not installed; serve it from an installation or image with torch, or "
-            "build the image with this model in its store"
-        )
-    values = asdict(replace(spec, parameters=dict(spec.parameters)))
-    values["weights"] = str(Path(spec.weights).absolute())
-    request = json.dumps({"spec": values, "target": str(target.absolute()), "niceness": niceness})
+    text = json.dumps({**request, "label": spec.label, "niceness": NICENESS if beside else 0})
     log.info("converting %s for OpenVINO, in a process of its own", spec.label)
-    with tempfile.TemporaryFile(dir=target.parent) as said:
+    with tempfile.TemporaryFile(dir=Path(request["target"]).parent) as said:
         try:
             child = subprocess.Popen(
                 [sys.executable, "-c", CHILD, json.dumps(sys.path)],
@@ -170,7 +218,7 @@ def _in_a_child(spec: ModelSpec, target: Path, niceness: int) -> None:
                 assert child.stdin is not None
                 assert child.stdout is not None
                 try:
-                    child.stdin.write(request.encode() + b"\n")
+                    child.stdin.write(text.encode() + b"\n")
                     child.stdin.flush()
                 except BrokenPipeError:
                     pass  # it ended before it read; its exit status tells how

@@ -1,7 +1,8 @@
 """The conversion itself, in a process of its own: `conversion.py` starts it and waits.
 
-Reads one line of JSON (`spec`, `target`, `niceness`) from standard input, writes `target`, and
-answers one of JSON with the error where there was one (`code`, `detail`). Standard input stays open
+Reads one line of JSON from standard input: `label`, `target`, `niceness`, and `spec` of a model to
+convert, or `source` and `sample` of a converted one to quantise. Writes `target`, and answers one
+line of JSON with the error where there was one (`code`, `detail`). Standard input stays open
 as long as the parent lives; at its end this process removes its draft and ends too.
 """
 
@@ -19,6 +20,9 @@ from typing import IO, Any, NoReturn
 from app.errors import EngineError, TernausError
 from app.types import ClassSpec, Halo, ModelSpec
 
+# Side in pixels of the parts of a sample that int8 is fitted to; a multiple of every stride.
+PART = 256
+
 
 def main() -> NoReturn:
     """Convert what standard input asks for, and exit: 0, or 1 with the error told."""
@@ -30,20 +34,23 @@ def main() -> NoReturn:
         os.nice(request["niceness"])
     target = Path(request["target"])
     threading.Thread(target=_end_with, args=(sys.stdin, target.parent), daemon=True).start()
-    spec = _spec(request["spec"])
+    label = request["label"]
     try:
-        convert(spec, target)
+        if "spec" in request:
+            convert(_spec(request["spec"]), target)
+        else:
+            quantise(Path(request["source"]), Path(request["sample"]), target)
     except TernausError as exc:
         error = exc
     except MemoryError:
-        error = EngineError(f"no memory to convert {spec.label}")
+        error = EngineError(f"no memory to convert {label}")
     except Exception as exc:
         import traceback
 
         traceback.print_exc()
         words = str(exc).strip().splitlines()
         error = EngineError(
-            f"{spec.label} cannot be converted: {type(exc).__name__}: {words[0] if words else ''}"
+            f"{label} cannot be converted: {type(exc).__name__}: {words[0] if words else ''}"
         )
     else:
         # At once: there is nothing here that an orderly end of so many libraries would save.
@@ -101,4 +108,31 @@ def convert(spec: ModelSpec, target: Path) -> None:
     model.reshape({0: openvino.PartialShape([-1, -1, -1, 3]), 1: openvino.PartialShape([-1])})
     # Not compressed to float16: that would round the mean and the deviation too, and cost the
     # probabilities 3e-4.
+    openvino.save_model(model, target, compress_to_fp16=False)
+
+
+def quantise(source: Path, sample: Path, target: Path) -> None:
+    """int8 for weights and for what passes between layers, with ranges met on the sample picture.
+
+    The sample is seen in its four turns and in parts, as pictures are seen in tiles.
+    """
+    import nncf
+    import numpy as np
+    import openvino
+
+    pixels = np.load(sample)
+    threshold = np.array([0.5], np.float32)
+    parts = []
+    for turns in range(4):
+        turned = np.rot90(pixels, turns)
+        for top in range(0, turned.shape[0], PART):
+            for left in range(0, turned.shape[1], PART):
+                part = turned[top : top + PART, left : left + PART]
+                parts.append(np.ascontiguousarray(part)[None])
+    model = nncf.quantize(
+        openvino.Core().read_model(source),
+        nncf.Dataset(parts, lambda part: [part, threshold]),
+        subset_size=len(parts),
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+    )
     openvino.save_model(model, target, compress_to_fp16=False)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
 
 from app.engine.agreement import Agreement, Tolerance, compare, planes_of
-from app.engine.base import Engine, Turn
+from app.engine.base import Engine, Precision, Turn
 from app.errors import DeviceOutOfMemory
 from app.types import Pixels
 
-# bfloat16 is taken where at most one pixel in a thousand turns against float32 on the sample.
-SAME_MASK = Tolerance(changed=0.001, iou=0.999)
+# bfloat16 is taken where at most one pixel in a thousand turns against float32 on the sample; int8,
+# which an operator must ask for, where the masks agree to an IoU of 0.98.
+GATES: Mapping[Precision, Tolerance] = {
+    "bfloat16": Tolerance(changed=0.001, iou=0.999),
+    "int8": Tolerance(changed=0.02, iou=0.98),
+}
 # A change of setting must save a tenth; less is noise, and a larger batch makes others wait.
 WORTH = 0.9
 ROUNDS = 2
@@ -45,14 +49,16 @@ def precision_pays(
     reduced: Engine,
     sample: Pixels,
     *,
+    gate: Tolerance = GATES["bfloat16"],
     ratio: float | None = None,
     seconds: Seconds = _seconds,
     turn: Turn = nullcontext,
 ) -> tuple[bool, Agreement, float]:
     """Whether `reduced` may serve for `full`: it is faster, and the masks of `sample` agree.
 
-    `sample`: (H, W, 3) uint8. `ratio` of times, if it is known; otherwise both are timed by turns.
-    `turn` is taken for each batch. Also gives the agreement and the ratio.
+    `sample`: (H, W, 3) uint8. `gate`: how far masks may differ. `ratio` of times, if it is known;
+    otherwise both are timed by turns. `turn` is taken for each batch. Also gives the agreement and
+    the ratio.
     """
     thresholds = np.array([full.spec.threshold], np.float32)
     masks = []
@@ -69,7 +75,7 @@ def precision_pays(
         timed = _in_turn(seconds, turn)
         pairs = [(timed(full, sample[None]), timed(reduced, sample[None])) for _ in range(ROUNDS)]
         ratio = min(pair[1] for pair in pairs) / min(pair[0] for pair in pairs)
-    return finite and SAME_MASK.accepts(agreement) and ratio <= WORTH, agreement, ratio
+    return finite and gate.accepts(agreement) and ratio <= WORTH, agreement, ratio
 
 
 def batches_that_pay(

@@ -32,7 +32,7 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
         ({"device": "tpu"}, "known: auto, cpu, cuda"),
         ({"device": "cuda:x"}, "known: auto, cpu, cuda"),
         ({"backend": "onnx"}, "known: auto, openvino, torch"),
-        ({"precision": "int8"}, "known: auto, float32, bfloat16"),
+        ({"precision": "int4"}, "known: auto, float32, bfloat16, int8"),
         ({"threads": -1}, "0 (all) or more"),
         ({"batch_sizes": (4, 2)}, "must ascend"),
         ({"batch_sizes": (0, 2)}, "must ascend"),
@@ -92,7 +92,7 @@ def test_findings_are_kept_and_recalled(
     facts = json.loads(file.read_text())
     assert facts["precision"] == found
     assert facts["batches"] == [1, 2]
-    assert {"changed", "iou", "time_ratio"} <= facts.keys()
+    assert {"accepted", "changed", "iou", "time_ratio"} == facts["trials"]["bfloat16"].keys()
     # Told otherwise, the next opening believes the file: it has tried nothing.
     other = "float32" if found == "bfloat16" else "bfloat16"
     file.write_text(json.dumps({"precision": other, "batches": [1, 2]}))
