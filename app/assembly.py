@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.engine.base import Engine
+from app.engine.base import Engine, Turn
 from app.engine.choose import EngineOptions, open_engine
 from app.serving.catalog import OpenEngine
 from app.settings import Settings
@@ -30,7 +30,7 @@ def engines_of(settings: Settings) -> OpenEngine:
         cache_dir=settings.cache_dir / "engines",
     )
 
-    def place(spec: ModelSpec, sample: Pixels | None = None) -> Engine:
-        return open_engine(spec, options, sample=sample)
+    def place(spec: ModelSpec, sample: Pixels | None = None, turn: Turn | None = None) -> Engine:
+        return open_engine(spec, options, sample=sample, turn=turn)
 
     return place

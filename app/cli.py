@@ -71,6 +71,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the models of the store over HTTP. Every other setting is an environment variable."""
+    from app.api.app import keys_of
     from app.fronts.count import one_process
 
     settings = _settings(
@@ -82,6 +83,8 @@ def serve(
         frontends=frontends,
     )
     _log(settings.log_level, settings.log_format)
+    # Here, so that a file of keys that cannot be read ends the server before it begins.
+    keys_of(settings)
     code = _serve_alone(settings) if one_process(settings) else _serve_together(settings)
     if code:
         raise typer.Exit(code)
@@ -129,6 +132,7 @@ def _serve_alone(settings: Any) -> int:
         settings,
         labels=lambda: labels_of(settings, shelf),
         resolve=shelf.resolve,
+        newest=shelf.newest,
         open_engine=engines,
         on_failure=fail,
     )

@@ -12,7 +12,8 @@
     |  |- UrlTooLong                  an address longer than the limit
     |  |- HeadersTooLarge             more headers, or larger ones, than the limit
     |  |- HeadersTooSlow              the client did not send its headers in time
-    |  `- ModelNotFound               no such model or version
+    |  |- ModelNotFound               no such model or version
+    |  `- ModelNeeded                 a model that must stay open was to be unloaded
     |- PictureError                   the picture is at fault
     |  |- PictureUnsupported          not a format that we read
     |  |- PictureDamaged              the decoder gave up
@@ -151,6 +152,12 @@ class ModelNotFound(RequestError):
     """No such model or version."""
 
     code, status, title = "model_not_found", 404, "Model not found"
+
+
+class ModelNeeded(RequestError):
+    """A model that must stay open was to be unloaded."""
+
+    code, status, title = "model_needed", 409, "Model needed"
 
 
 class PictureError(TernausError):

@@ -61,8 +61,10 @@ class Settings(BaseSettings):
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
     )
     backend: Literal["auto", "openvino", "torch"] = Field("auto", description="engine on the CPU")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto keeps bfloat16 only where masks agree with float32"
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="auto keeps bfloat16 only where masks agree with float32; int8 (CPU, extra "
+        "`int8`) is kept where they agree to an IoU of 0.98, else as auto",
     )
     engine_threads: int = Field(0, ge=0, description="cores for the net on the CPU; 0: all")
     host_threads: int = Field(
@@ -156,6 +158,9 @@ class Settings(BaseSettings):
         120.0, gt=0, description="longest time that a client may take to receive an answer"
     )
 
+    watch_store_s: float = Field(
+        0.0, ge=0, description="how often to look for newer versions of open models; 0: never"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level logged"
     )

@@ -116,6 +116,18 @@ def open_all(spec: ModelSpec, folder: Path, threads: int) -> dict[str, tuple[Run
             engine = open_engine(spec, options)
             known = dict(engine.describe())
             contenders[f"{known['backend']} {precision}"] = (of(engine), known)
+    if find_spec("openvino") is not None and find_spec("nncf") is not None:
+        from app.engine.openvino_cpu import OpenVinoEngine
+
+        # Without the gate: how fast it is does not depend on whether its masks would be taken.
+        engine = OpenVinoEngine(
+            spec,
+            precision="int8",
+            threads=threads,
+            cache_dir=folder,
+            sample=np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8),
+        )
+        contenders["openvino int8"] = (of(engine), dict(engine.describe()))
     return contenders
 
 

@@ -86,7 +86,11 @@ def opening(folder: Path, launch_s: float, pixel_s: float) -> Opening:
     return Opening(
         labels=lambda: (spec.name,),
         resolve=lambda label: spec,
-        open_engine=lambda spec, sample: SleepingEngine(spec, launch_s=launch_s, pixel_s=pixel_s),
+        open_engine=lambda spec, sample, turn: SleepingEngine(
+            spec, launch_s=launch_s, pixel_s=pixel_s
+        ),
+            spec, launch_s=launch_s, pixel_s=pixel_s
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import InferenceFailed
 from app.types import ClassSpec, Halo, Inference, ModelSpec, Pixels
 
 
@@ -96,6 +97,8 @@ class FakeEngine:
     def infer(
         self, pixels: Pixels, thresholds: NDArray[np.float32], *, probability: bool = False
     ) -> Inference:
+        if self.closed:
+            raise InferenceFailed(f"the engine of {self._spec.label} is closed")
         assert pixels.dtype == np.uint8
         assert pixels.flags.c_contiguous
         assert pixels.shape[1] % self._spec.stride == pixels.shape[2] % self._spec.stride == 0

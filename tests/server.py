@@ -23,8 +23,11 @@ from app.serving.house import House
 from app.settings import Settings
 from app.types import Mask, ModelSpec
 from tests.fakes import FakeEngine, model_spec
+from tests.shelf import Shelf
 
 START_S = 60.0
+# Of fake models, by version: what tells their masks apart.
+THRESHOLDS = {1: 0.5, 2: 0.25, 3: 0.75}
 
 
 def picture(height: int = 48, width: int = 80, *, seed: int = 0) -> NDArray[np.uint8]:
@@ -48,6 +51,7 @@ def truth(pixels: NDArray[np.uint8], threshold: float = 0.5) -> NDArray[np.bool_
 
 def sampled(folder: Path, **changes: Any) -> ModelSpec:
     """A fake model with a sample picture and its mask on disk."""
+    folder.mkdir(parents=True, exist_ok=True)
     pixels = picture(seed=7)
     (folder / "sample.png").write_bytes(encoded(pixels))
     spec = model_spec(
@@ -55,7 +59,7 @@ def sampled(folder: Path, **changes: Any) -> ModelSpec:
         sample_mask=str(folder / "sample.mask.png"),
         **changes,
     )
-    mask = Mask.from_planes(truth(pixels)[None], "binary", spec.classes)
+    mask = Mask.from_planes(truth(pixels, spec.threshold)[None], "binary", spec.classes)
     (folder / "sample.mask.png").write_bytes(encodings.get("png").encode(mask))
     return spec
 
@@ -74,18 +78,29 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, engine: Engine | None = None, *, wait: bool = True, **settings: Any
+    folder: Path,
+    engine: Engine | None = None,
+    *,
+    shelf: Shelf | None = None,
+    wait: bool = True,
+    **settings: Any,
 ) -> Iterator[Running]:
-    """Serve `engine` (a FakeEngine with a sample in `folder` if none) until the block ends."""
-    engine = engine or FakeEngine(sampled(folder))
+    """Serve `engine` (a FakeEngine with a sample in `folder` if none) until the block ends.
+
+    Or the models of `shelf`.
+    """
+    if shelf is None:
+        shelf = Shelf(folder)
+        shelf.add(engine or FakeEngine(sampled(folder)))
     values = {"host": "127.0.0.1", "port": 0, "drain_grace_s": 0.0, "host_threads": 2, **settings}
     read = Settings.read(**values)
     failures: list[BaseException] = []
     app = create_app(
         read,
-        labels=lambda: (engine.spec.name,),
-        resolve=lambda label: engine.spec,
-        open_engine=lambda spec, sample: engine,
+        labels=lambda: read.models or shelf.names(),
+        resolve=shelf.resolve,
+        open_engine=shelf.open_engine,
+        newest=shelf.newest,
         on_failure=failures.append,
     )
     server = listen(

@@ -59,6 +59,7 @@ HOMES: dict[str, set[str]] = {
     "torch": {"architectures", "engine", "training"},
     "torchvision": {"architectures", "training"},
     "openvino": {"engine"},
+    "nncf": {"engine"},
     "PIL": {"imaging", "encodings", "training"},
     "simplejpeg": {"imaging"},
     "isal": {"encodings"},

@@ -20,13 +20,14 @@ from app.api.docs import ANSWERS, docs_routes, openapi_of
 from app.api.health import health_routes
 from app.api.journal import Journal
 from app.api.keys import Keys
-from app.api.models import model_routes
+from app.api.models import change_routes, model_routes
 from app.api.problems import MEDIA_TYPE, document, problem
 from app.api.reception import Reception
 from app.api.segment import SegmentEndpoint
 from app.api.visits import Tracing, Visit, visit_of
 from app.errors import BadParameter, SettingsError, TernausError
 from app.serving.catalog import OpenEngine, Resolve
+from app.serving.changes import Newest
 from app.serving.house import House
 from app.serving.metrics import Metrics
 from app.serving.rules import rules_of
@@ -48,6 +49,7 @@ def create_app(
     labels: Callable[[], tuple[str, ...]],
     resolve: Resolve,
     open_engine: OpenEngine,
+    newest: Newest | None = None,
     on_failure: Callable[[BaseException], None] = lambda exc: None,
     wait: bool = False,
 ) -> FastAPI:
@@ -55,11 +57,17 @@ def create_app(
 
     `labels` says which models to open, `resolve` finds one in the store and `open_engine` places it
     on the device; all three are called on a thread once the server listens, so that probes answer
-    meanwhile. `on_failure` hears of a model that could not be opened and of a lost engine. With
-    `wait` the application is not up before its models are open, and does not come up without them.
+    meanwhile. `newest` looks for the newest version of a name; without it `resolve` does, at the
+    cost of verifying its files. `on_failure` hears of a model that could not be opened and of a
+    lost engine. With `wait` the application is not up before its models are open, and does not come
+    up without them.
     """
     house = House.local(
-        rules_of(settings), resolve=resolve, open_engine=open_engine, on_lost=on_failure
+        rules_of(settings),
+        resolve=resolve,
+        open_engine=open_engine,
+        newest=newest,
+        on_lost=on_failure,
     )
 
     async def open_models() -> None:
@@ -125,6 +133,9 @@ def build_app(
     app.router.routes.append(Route(endpoint.route, endpoint, methods=["POST"]))
     app.include_router(health_routes(house, _about(settings)))
     app.include_router(model_routes(house))
+    admins = settings.admin_keys()
+    if admins and house.changeable:
+        app.include_router(change_routes(house, Keys(admins), settings.body_timeout_s))
     app.include_router(docs_routes(app))
     app.openapi = lambda: openapi_of(app, keys=bool(keys))  # type: ignore[method-assign]
     _add_error_handlers(app, settings)

@@ -184,6 +184,8 @@ def openapi_of(app: FastAPI, *, keys: bool = False) -> dict[str, Any]:
         schema["paths"] = {"/segment": {"post": _segment_operation()}, **schema["paths"]}
         # FastAPI announces its own form of a refused parameter; ours are problem documents.
         schema["components"] = {"schemas": {"Problem": _PROBLEM}}
+        if "/models/{name}/load" in schema["paths"]:
+            schema["components"]["securitySchemes"] = {"admin": _ADMIN}
         for path in schema["paths"].values():
             for operation in path.values():
                 refusal = operation["responses"].get("422", {})
@@ -329,6 +331,12 @@ ANSWERS = {
     "X-Inference-Time": "Milliseconds on the device.",
     "X-Total-Time": "Milliseconds from the request's headers to the answer's.",
     "X-Orientation-Applied": "The EXIF orientation that was undone, where there was one.",
+}
+
+_ADMIN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "The key of TERNAUS_ADMIN_KEY; `X-API-Key: KEY` does as well.",
 }
 
 _PROBLEM = {

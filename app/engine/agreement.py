@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,19 @@ class Tolerance:
         return found.changed <= self.changed and (
             found.iou >= self.iou or found.changed <= self.spare
         )
+
+
+# A float32 engine differs from another by rounding alone: only pixels whose probability lies within
+# about 1e-4 of the threshold may turn.
+EXACT = Tolerance(changed=0.0005, iou=0.999)
+# How far a model's own sample may be off its mask, by precision. bfloat16 carries 8 bits of
+# mantissa, int8 has 256 values for a whole layer; a wrong channel order, mean, pad or weight costs
+# far more than either.
+TOLERANCES: Mapping[str, Tolerance] = {
+    "float32": EXACT,
+    "bfloat16": Tolerance(changed=0.005, iou=0.99, spare=5e-4),
+    "int8": Tolerance(changed=0.02, iou=0.97, spare=5e-4),
+}
 
 
 def planes_of(inference: Inference, channels: int) -> Planes:

@@ -16,7 +16,8 @@ and InferenceFailed for anything else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 from app.errors import InferenceFailed
 from app.types import Inference, ModelSpec, Pixels
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
+# The device for oneself, as long as the context lasts: how engines that share one get along.
+Turn = Callable[[], AbstractContextManager[None]]
 
 
 @runtime_checkable

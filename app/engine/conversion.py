@@ -2,50 +2,127 @@
 
 Layout of a cache: `<cache_dir>/openvino-<key>/{model.xml, model.bin, seal.json}`; the seal holds
 the sha256 of both files. A folder whose seal does not fit is thrown away and made anew, so a
-damaged cache costs a conversion and never a wrong mask. torch is imported only for a conversion.
+damaged cache costs a conversion and never a wrong mask. The conversion itself runs in a process of
+its own (`converter.py`), which takes torch and a gigabyte of memory away with it when it ends.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 
 from app.engine.findings import key_of, recall, remember
-from app.errors import EngineError
-from app.types import ModelSpec
+from app.errors import EngineError, by_code
+from app.types import ModelSpec, Pixels
+
+log = logging.getLogger("ternaus.conversion")
 
 FILES = ("model.xml", "model.bin")
 SEAL = "seal.json"
+# Far longer than any conversion: an older draft was left by processes that were killed.
+STALE_S = 3600.0
+# Of a conversion beside an engine that serves.
+NICENESS = 10
+# The child finds its modules where this process finds them. NNCF, which quantises, would report its
+# use over the network.
+CHILD = (
+    "import json, os, sys; os.environ['NNCF_CI'] = '1'; sys.path[:] = json.loads(sys.argv[1]); "
+    "from app.engine.converter import main; main()"
+)
 
 
-def converted(spec: ModelSpec, cache_dir: Path) -> Path:
+def converted(spec: ModelSpec, cache_dir: Path, *, beside: bool = False) -> Path:
     """The path of `model.xml` of `spec` below `cache_dir`; converted now if missing or damaged.
+
+    `beside`: another engine serves meanwhile and goes first.
 
     Inputs `pixels` (N, H, W, 3) uint8 and `thresholds` (N,) float32; outputs ordered as in `Core`,
     the mask of `binary` and `multilabel` as (N, C, H, W) bool. All of N, H and W are free. Raises
     ModelDamaged for weights that do not fit and EngineError where `cache_dir` cannot be written.
     """
-    folder = cache_dir / f"openvino-{conversion_key(spec)}"
+
+    def make(target: Path) -> None:
+        _require(
+            "torch",
+            f"{spec.label} is not converted for this version of the server, and torch, which "
+            "converts, is not installed; serve it from an installation or image with torch, or "
+            "build the image with this model in its store",
+        )
+        values = asdict(replace(spec, parameters=dict(spec.parameters)))
+        values["weights"] = str(Path(spec.weights).absolute())
+        _in_a_child({"spec": values, "target": str(target.absolute())}, spec, beside=beside)
+
+    return _kept(cache_dir / f"openvino-{conversion_key(spec)}", make)
+
+
+def quantised(
+    spec: ModelSpec, cache_dir: Path, sample: Pixels | None, *, beside: bool = False
+) -> Path:
+    """The same in int8, with ranges that `sample`, (H, W, 3) uint8, asks for.
+
+    Raises as `converted`, and EngineError where the extra `int8` is needed and not installed.
+    """
+    if sample is None:
+        raise EngineError(f"{spec.label} has no sample picture to be quantised on")
+    key = {
+        "conversion": conversion_key(spec),
+        "sample": hashlib.sha256(repr(sample.shape).encode() + sample.tobytes()).hexdigest(),
+    }
+
+    def make(target: Path) -> None:
+        _require(
+            "nncf",
+            f"{spec.label} is not quantised yet, and the extra `int8`, which quantises, is not "
+            "installed\nhint: `pip install 'ternausnet-serve[int8]'`",
+        )
+        source = converted(spec, cache_dir, beside=beside)
+        picture = target.with_name("sample.npy")
+        np.save(picture, sample)
+        request = {"source": source, "sample": picture, "target": target.absolute()}
+        _in_a_child({k: str(v) for k, v in request.items()}, spec, beside=beside)
+        picture.unlink()
+
+    return _kept(cache_dir / f"openvino-int8-{key_of(key)}", make)
+
+
+def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`model.xml` in `folder`; made now if it is missing or damaged."""
     if not _sealed(folder):
+        cache_dir = folder.parent
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
+            _sweep(cache_dir)
             draft = Path(tempfile.mkdtemp(dir=cache_dir, prefix=".draft-"))
         except OSError as exc:
             raise EngineError(f"`cache_dir` cannot be written: {exc}") from exc
         try:
-            _convert(spec, draft / FILES[0])
+            make(draft / FILES[0])
             remember(draft / SEAL, {name: _digest(draft / name) for name in FILES})
             _publish(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder / FILES[0]
+
+
+def _require(package: str, words: str) -> None:
+    if find_spec(package) is None:
+        raise EngineError(words)
 
 
 def conversion_key(spec: ModelSpec) -> str:
@@ -69,7 +146,7 @@ def _sources() -> str:
     """One digest over the code that a conversion runs; found without importing torch."""
     found = find_spec("app.architectures")
     places = list(found.submodule_search_locations or ()) if found else []
-    files = [Path(__file__), Path(__file__).with_name("core.py")]
+    files = [Path(__file__).with_name(name) for name in ("converter.py", "core.py")]
     for place in places:
         files += sorted(Path(place).glob("*.py"))
     digest = hashlib.sha256()
@@ -91,6 +168,16 @@ def _sealed(folder: Path) -> bool:
         return False
 
 
+def _sweep(cache_dir: Path) -> None:
+    """Remove drafts of processes that were killed before they could do so."""
+    for path in cache_dir.glob(".draft-*"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:
+            continue  # another process was first, or it is not ours
+
+
 def _publish(draft: Path, folder: Path) -> None:
     """Move a finished folder into place; if another process was first, its folder stays."""
     for _ in range(2):
@@ -106,42 +193,59 @@ def _publish(draft: Path, folder: Path) -> None:
     raise EngineError(f"`cache_dir` cannot be written: `{folder}` stays in the way")
 
 
-def _convert(spec: ModelSpec, target: Path) -> None:
-    """Trace the core, translate it, and save it."""
-    import warnings
+def _in_a_child(request: Mapping[str, Any], spec: ModelSpec, *, beside: bool) -> None:
+    """Have `converter.py` do what `request` says in a process of its own.
 
-    try:
-        import torch
-    except ModuleNotFoundError as exc:
-        raise EngineError(
-            f"{spec.label} is not converted for this version of the server, and torch, which "
-            "converts, is not installed; serve it from an installation or image with torch, or "
-            "build the image with this model in its store"
-        ) from exc
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    from app.engine.core import Core
-    from app.engine.weights import load_net
-
-    core = Core(load_net(spec), task=spec.task, mean=spec.mean, std=spec.std, packed=False).eval()
-    side = spec.stride * 2
-    example = (torch.zeros(1, side, side, 3, dtype=torch.uint8), torch.full((1,), 0.5))
-    with warnings.catch_warnings():
-        # torch wants `torch.export` instead of tracing; OpenVINO reads both, and only a trace
-        # leaves every size free without constraints on the sides.
-        warnings.filterwarnings("ignore", message="`torch.jit", category=Warning)
-        with torch.no_grad():
-            traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
-                core, example, check_trace=False
+    Raises what the child raised, and EngineError where it ended without a word. It ends with this
+    process: it holds the other end of a pipe, and removes its draft.
+    """
+    text = json.dumps({**request, "label": spec.label, "niceness": NICENESS if beside else 0})
+    log.info("converting %s for OpenVINO, in a process of its own", spec.label)
+    with tempfile.TemporaryFile(dir=Path(request["target"]).parent) as said:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-c", CHILD, json.dumps(sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                # A terminal's Ctrl-C is for the server, which then ends in order.
+                start_new_session=True,
             )
-    # The frontend itself and not `openvino.convert_model`, which reports its use over the network
-    # unless the user has opted out.
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    # The decoder is asked during the conversion, and nothing but this name keeps it alive.
-    decoder = TorchScriptPythonDecoder(traced)
-    model = frontend.convert(frontend.load(decoder))
-    model.reshape({0: openvino.PartialShape([-1, -1, -1, 3]), 1: openvino.PartialShape([-1])})
-    # Not compressed to float16: that would round the mean and the deviation too, and cost the
-    # probabilities 3e-4.
-    openvino.save_model(model, target, compress_to_fp16=False)
+        except OSError as exc:
+            raise EngineError(f"the conversion of {spec.label} cannot be started: {exc}") from exc
+        with child:
+            try:
+                assert child.stdin is not None
+                assert child.stdout is not None
+                try:
+                    child.stdin.write(text.encode() + b"\n")
+                    child.stdin.flush()
+                except BrokenPipeError:
+                    pass  # it ended before it read; its exit status tells how
+                # Kept open until here: the child takes its end for the end of this process.
+                verdict = child.stdout.read()
+                status = child.wait()
+            finally:
+                child.kill()
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip()
+    if words:
+        log.log(logging.DEBUG if status == 0 else logging.ERROR, "the conversion said: %s", words)
+    if status != 0:
+        raise _failure(spec, status, verdict, words)
+
+
+def _failure(spec: ModelSpec, status: int, verdict: bytes, words: str) -> Exception:
+    try:
+        told = json.loads(verdict)
+        return by_code()[told["code"]](told["detail"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    if status < 0:
+        end = f"was killed ({signal.Signals(-status).name})"
+        if -status == signal.SIGKILL:
+            end += "; the system does that where memory runs out"
+    else:
+        end = f"ended with status {status}"
+    last = words.splitlines()[-1] if words else ""
+    return EngineError(f"the conversion of {spec.label} {end}" + (f": {last}" if last else ""))

@@ -24,13 +24,14 @@ import openvino
 from numpy.typing import NDArray
 
 from app.engine.base import Precision, check_batch
-from app.engine.conversion import converted
+from app.engine.conversion import converted, quantised
 from app.engine.cores import quota_cores
 from app.engine.faults import verdict
 from app.errors import EngineError, InferenceFailed
 from app.types import Inference, ModelSpec, Pixels
 
-HINTS: Mapping[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+# What is not quantised in int8 is so little that bfloat16 would not make it faster.
+HINTS: Mapping[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 # Distinct batch shapes before the model is compiled afresh: 64 x 4 MB of kernels, then 0.2 s.
 SHAPES = 64
 # Working memory of a batch of more pixels than this is given back when one of at most a quarter of
@@ -46,7 +47,12 @@ def device_name() -> str:
 def precisions() -> tuple[Precision, ...]:
     """What this processor computes natively."""
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("float32", "bfloat16") if "BF16" in able else ("float32",)
+    found: list[Precision] = ["float32"]
+    if "BF16" in able:
+        found.append("bfloat16")
+    if "INT8" in able:
+        found.append("int8")
+    return tuple(found)
 
 
 class OpenVinoEngine:
@@ -60,8 +66,14 @@ class OpenVinoEngine:
         threads: int = 0,
         batch_sizes: tuple[int, ...] = (1,),
         cache_dir: Path | None = None,
+        beside: bool = False,
+        sample: Pixels | None = None,
     ) -> None:
-        """Convert or take from the cache, and compile. Raises ModelDamaged and EngineError."""
+        """Convert or take from the cache, and compile. Raises ModelDamaged and EngineError.
+
+        `beside`: another engine serves meanwhile and goes first. `sample`, (H, W, 3) uint8: for
+        int8, the model's own picture, which says what numbers its layers meet.
+        """
         if precision not in precisions():
             raise EngineError(
                 f"this processor ({device_name()}) does not compute in {precision}; "
@@ -70,6 +82,7 @@ class OpenVinoEngine:
         self.spec = spec
         self.batch_sizes = batch_sizes
         self.precision = precision
+        self.trials: Mapping[str, Any] = {}
         self._lock = threading.Lock()
         self._device_name = device_name()
         self._seen: set[tuple[int, ...]] = set()
@@ -90,7 +103,11 @@ class OpenVinoEngine:
             if cache_dir is None:
                 cache_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             try:
-                self._model: Any = self._runtime.read_model(converted(spec, cache_dir))
+                if precision == "int8":
+                    path = quantised(spec, cache_dir, sample, beside=beside)
+                else:
+                    path = converted(spec, cache_dir, beside=beside)
+                self._model: Any = self._runtime.read_model(path)
                 self._compile()
             except RuntimeError as exc:
                 raise EngineError(f"OpenVINO cannot place {spec.label}: {exc}") from exc
@@ -133,6 +150,7 @@ class OpenVinoEngine:
             "precision": self.precision,
             "threads": compiled.get_property("INFERENCE_NUM_THREADS") if compiled else 0,
             "batch_sizes": self.batch_sizes,
+            "trials": self.trials,
             "shapes": sorted(shape[:3] for shape in tuple(self._seen)),
         }
 

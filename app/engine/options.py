@@ -11,7 +11,7 @@ from app.engine.base import Precision
 from app.errors import EngineError
 
 BACKENDS = ("auto", "openvino", "torch")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class EngineOptions:
 
     `device`: `auto`, `cpu`, `cuda` or `cuda:N`. `backend`: `auto`, `openvino` or `torch`.
     `precision`: `auto` takes bfloat16 where it is faster and the masks agree with float32 on the
-    model's sample; a named precision is taken as it is. `threads`: of the CPU, 0 for all that the
+    model's sample; `int8` the same of int8, with a wider tolerance, and else what `auto` takes; any
+    other named precision is taken as it is. `threads`: of the CPU, 0 for all that the
     process may use. `batch_sizes`: empty to find them by measurement. `cache_dir`: where
     conversions and findings are kept, None to keep nothing. Raises EngineError for a value that
     cannot be.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -31,6 +32,11 @@ class Recent(Generic[K, V]):
         self._values.move_to_end(key)
         while len(self._values) > self.bound:
             self._values.popitem(last=False)
+
+    def drop(self, unwanted: Callable[[K], bool]) -> None:
+        """Forget every key of which `unwanted` says so."""
+        for key in [key for key in self._values if unwanted(key)]:
+            del self._values[key]
 
     def clear(self) -> None:
         self._values.clear()

@@ -7,16 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.agreement import Agreement, Tolerance, compare, planes_of
+from app.engine.agreement import EXACT, TOLERANCES, Agreement, compare, planes_of
 from app.engine.base import Engine
 from app.errors import SelfTestFailed
 from app.types import Pixels
-
-# A float32 engine differs from another by rounding alone: only pixels whose probability lies within
-# about 1e-4 of the threshold may turn.
-EXACT = Tolerance(changed=0.0005, iou=0.999)
-# bfloat16 carries 8 bits of mantissa; a wrong channel order, mean, pad or weight costs far more.
-REDUCED = Tolerance(changed=0.005, iou=0.99, spare=5e-4)
 
 
 def self_test(
@@ -51,7 +45,7 @@ def self_test(
             f"its sample picture gives {found.shape}"
         )
     agreement = compare(found, expected.astype(np.bool_, copy=False))
-    tolerance = REDUCED if engine.describe()["precision"] == "bfloat16" else EXACT
+    tolerance = TOLERANCES.get(engine.describe()["precision"], EXACT)
     if not tolerance.accepts(agreement):
         raise SelfTestFailed(
             f"{spec.label} did not give its own mask for its sample picture: "

@@ -49,6 +49,7 @@ class TorchEngine:
         self.spec = spec
         self.batch_sizes = batch_sizes
         self.precision = precision
+        self.trials: Mapping[str, Any] = {}
         self.device = torch.device(device)
         self._lock = threading.Lock()
         self._lost: EngineLost | None = None
@@ -93,6 +94,7 @@ class TorchEngine:
             "precision": self.precision,
             "threads": torch.get_num_threads(),
             "batch_sizes": self.batch_sizes,
+            "trials": self.trials,
             "shapes": [],
         }
 

@@ -16,14 +16,16 @@ asyncio.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
+from app.engine.base import Engine
 from app.errors import (
     DeadlineExceeded,
     DeviceOutOfMemory,
@@ -35,6 +37,7 @@ from app.errors import (
 from app.serving.clock import Clock
 from app.serving.costs import Costs
 from app.serving.lanes import Flow, Item, Lane, Lanes, Outcome, stack
+from app.serving.turns import Turns
 from app.types import Inference, Pixels
 
 log = logging.getLogger("ternaus.batcher")
@@ -92,13 +95,13 @@ class Batcher:
             max_hold_s=max_hold_s,
         )
         self._changed = threading.Condition()
-        self._device = threading.Lock()
+        self._device = Turns()
         self._staged: _Staged | None = None
         self._running: list[Item] = []
         self._running_since = 0.0
         self._last_finish = clock.now()
         self._busy_s = 0.0
-        self._staging = False
+        self._staging: list[Item] = []
         self._exclusive_since: float | None = None
         self._lost: BaseException | None = None
         self._closing = False
@@ -189,15 +192,46 @@ class Batcher:
 
     def exclusively(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work`, which uses an engine, while no batch does. Blocks the calling thread."""
-        with self._device:
+        with self.turn():
+            work(*arguments)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """The device for the calling thread, between two batches, until the block ends."""
+        with self._device.turn():
             with self._changed:
                 self._exclusive_since = self._clock.now()
             try:
-                work(*arguments)
+                yield
             finally:
                 with self._changed:
                     self._exclusive_since = None
                     self._last_finish = self._clock.now()
+
+    def forget_engine(self, engine: Engine) -> None:
+        """Wait until no batch of an engine is at work, and drop all that is known of its lanes.
+
+        For an engine that is about to be closed, whose requests are done: what still waits for it
+        is what nobody waits for. Blocks the calling thread.
+        """
+        with self._changed:
+            left = self._lanes.forget(engine)
+            while any(item.lane.engine is engine for item in self._at_work()):
+                if self._lost is not None or self._closing:
+                    break
+                self._clock.wait(self._changed, None)
+            # What finished just now has been measured meanwhile.
+            self._lanes.forget(engine)
+        for item in left:
+            if item.flow.gone:
+                self._release(item)
+                self._observer.dropped("queue", "client_gone")
+            else:
+                self._fail([item], NotReady(f"the model {engine.spec.label} was closed"))
+
+    def _at_work(self) -> list[Item]:
+        staged = self._staged.items if self._staged else []
+        return [*self._staging, *staged, *self._running]
 
     def idle_for_s(self) -> float:
         """Seconds since the device last finished something; 0 while work waits."""
@@ -248,7 +282,7 @@ class Batcher:
                     if not (taken.batch or taken.expired or taken.dropped):
                         until, taken = taken.ask_again, None
                         self._clock.wait(self._changed, until)
-                self._staging = bool(taken.batch)
+                self._staging = taken.batch
             for item in taken.dropped:
                 self._observer.dropped("queue", "client_gone")
                 self._release(item)
@@ -263,11 +297,12 @@ class Batcher:
             pixels, thresholds = stack(items)
         except BaseException as exc:  # MemoryError: these items fail, the thread lives on
             with self._changed:
-                self._staging = False
+                self._staging = []
+                self._changed.notify_all()
             self._fail(items, exc)
             return
         with self._changed:
-            self._staging = False
+            self._staging = []
             self._staged = _Staged(items, pixels, thresholds, trigger)
             self._changed.notify_all()
 
@@ -327,7 +362,7 @@ class Batcher:
         lane = items[0].lane
         begun = self._clock.now()
         try:
-            with self._device:
+            with self._device.turn():
                 begun = self._clock.now()
                 result = lane.engine.infer(
                     pixels, thresholds, probability=any(item.probability for item in items)

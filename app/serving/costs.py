@@ -8,7 +8,7 @@ computes Retry-After; it never cancels admitted work.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from app.engine.recent import Recent
 
@@ -43,6 +43,11 @@ class Costs:
     def fit(self, lane: Hashable) -> tuple[float, float] | None:
         """Seconds (per item, per launch) of a lane; None if it never ran."""
         return self._fits.get(lane)
+
+    def forget(self, unwanted: Callable[[Hashable], bool]) -> None:
+        """Drop every lane of which `unwanted` says so; the rate by pixels stays."""
+        self._launches.drop(unwanted)
+        self._fits.drop(unwanted)
 
     def predict(self, lane: Hashable, *, items: int, pixels: int, largest: int) -> float:
         """Seconds for `items` tiles launched in batches of at most `largest`; 0.0 if nothing ran

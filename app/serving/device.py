@@ -13,7 +13,7 @@ from typing import Protocol
 
 from app.errors import TernausError
 from app.serving.batcher import Batcher
-from app.serving.catalog import Catalog, OpenEngine, Resolve
+from app.serving.catalog import Catalog, OpenEngine, OpenModel, Resolve
 from app.serving.clock import Clock
 from app.serving.lanes import Flow, Item, Lane
 from app.serving.metrics import Metrics
@@ -114,7 +114,8 @@ class LocalDevice:
     ) -> None:
         self._metrics = metrics
         self._canary_s = rules.canary_s
-        self._canary_failure: TernausError | None = None
+        # Of models that are open; what is closed is judged no more.
+        self._canary_failures: dict[OpenModel, TernausError] = {}
         self._canary: asyncio.Task[None] | None = None
         self.batcher = Batcher(
             clock=clock,
@@ -134,10 +135,7 @@ class LocalDevice:
         self.batcher.start()
         await asyncio.to_thread(self.catalog.open, labels)
         for model in self.catalog.models.values():
-            spec, engine = model.spec, model.engine.describe()
-            self._metrics.model_info.labels(
-                spec.name, spec.version, spec.digest, engine.get("device"), engine.get("precision")
-            ).set(1)
+            self._metrics.opened(model.engine)
         if self._canary_s:
             self._canary = asyncio.create_task(self._sing())
 
@@ -152,13 +150,24 @@ class LocalDevice:
                 if model.sample is None:
                     continue
                 try:
-                    await loop.run_in_executor(
-                        None, self.batcher.exclusively, model.sample.test, model.engine
-                    )
-                    self._canary_failure = None
+                    # Held, so that it is not closed meanwhile; one that has left is not tried.
+                    with model.loans:
+                        if model not in self.catalog.models.values():
+                            continue
+                        await loop.run_in_executor(
+                            None, self.batcher.exclusively, model.sample.test, model.engine
+                        )
+                    self._canary_failures.pop(model, None)
                 except TernausError as exc:
-                    self._canary_failure = exc
+                    self._canary_failures[model] = exc
                     log.critical("model %s no longer gives its own mask: %s", model.spec.label, exc)
+            for model in self._canary_failures.keys() - self.catalog.models.values():
+                del self._canary_failures[model]
+
+    @property
+    def _canary_failure(self) -> TernausError | None:
+        open_models = self.catalog.models.values()
+        return next((e for model, e in self._canary_failures.items() if model in open_models), None)
 
     @property
     def state(self) -> State:
@@ -173,9 +182,10 @@ class LocalDevice:
         return self.batcher.figures()
 
     def failures(self) -> dict[str, str]:
-        found = {label: exc.detail for label, exc in self.catalog.failures.items()}
-        if self._canary_failure is not None:
-            found["canary"] = self._canary_failure.detail
+        found = dict(self.catalog.failures)
+        canary = self._canary_failure
+        if canary is not None:
+            found["canary"] = canary.detail
         return found
 
     async def close(self) -> None:

@@ -20,12 +20,14 @@ from app.imaging.bounds import DecodeLimits
 from app.serving.admission import Admission
 from app.serving.bounds import Doors
 from app.serving.catalog import OpenEngine, Resolve
+from app.serving.changes import Changes, Newest
 from app.serving.clock import Clock, RealClock
 from app.serving.device import Device, LocalDevice
 from app.serving.layout import Tiling
 from app.serving.metrics import Metrics
 from app.serving.rules import Rules
 from app.serving.segmenter import Segmenter
+from app.store.store import Edition
 
 __all__ = ["House", "Rules"]
 
@@ -75,6 +77,8 @@ class House:
             tiling=tiling,
             tiles_in_flight=rules.tiles_in_flight,
         )
+        self._changes: Changes | None = None
+        self._watch_s = rules.watch_store_s
         self.metrics.watch(self.figures)
 
     @classmethod
@@ -84,6 +88,7 @@ class House:
         *,
         resolve: Resolve,
         open_engine: OpenEngine,
+        newest: Newest | None = None,
         clock: Clock | None = None,
         on_lost: Callable[[BaseException], None] = lambda exc: None,
     ) -> House:
@@ -97,12 +102,34 @@ class House:
             clock=clock,
             on_lost=on_lost,
         )
-        return cls(rules, device, metrics=metrics, clock=clock)
+        house = cls(rules, device, metrics=metrics, clock=clock)
+        house._changes = Changes(
+            catalog=device.catalog,
+            batcher=device.batcher,
+            segmenter=house.segmenter,
+            metrics=metrics,
+            newest=newest or (lambda name: Edition(resolve(name).version, "")),
+            draining=lambda: house.draining,
+        )
+        return house
 
     async def open(self, labels: tuple[str, ...]) -> None:
         """Open the models and begin. Raises the first error; nothing is then ready."""
         await self.device.open(labels)
         log.info("ready after %.1f s", time.time() - self.started)
+        if self.changeable and self._watch_s:
+            self.changes.watch(self._watch_s)
+
+    @property
+    def changeable(self) -> bool:
+        """Whether models can be changed here: they are where they are open, and that is here."""
+        return self._changes is not None
+
+    @property
+    def changes(self) -> Changes:
+        """Loads and unloads; only of a house that is `changeable`."""
+        assert self._changes is not None, "the models are open in another process"
+        return self._changes
 
     @property
     def able(self) -> bool:
@@ -165,4 +192,6 @@ class House:
         """Finish what is inside, then give the device back."""
         self.refuse()
         await asyncio.to_thread(self.host.shutdown)
+        if self.changeable:
+            await self.changes.close()
         await self.device.close()

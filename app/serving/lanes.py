@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -246,6 +246,23 @@ class Lanes:
             while self._heaps[lane]:
                 self._pop(lane)
         self._heaps.clear()
+        return items
+
+    def forget(self, engine: Engine) -> list[Item]:
+        """Take out every tile of an engine, and all that is known of its lanes."""
+
+        def gone(lane: Hashable) -> bool:
+            return isinstance(lane, Lane) and lane.engine is engine
+
+        items = []
+        for lane in [lane for lane in self._heaps if gone(lane)]:
+            while self._heaps[lane]:
+                items.append(self._pop(lane))
+            del self._heaps[lane]
+        for table in (self._coming, self._limits):
+            for lane in [lane for lane in table if gone(lane)]:
+                del table[lane]
+        self.costs.forget(gone)
         return items
 
     def oldest(self) -> float | None:

@@ -12,6 +12,7 @@ from typing import ClassVar
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from app.engine.base import Engine
 from app.serving.lanes import Lane
 from app.serving.series import Book, Counter, Gauge, Histogram
 
@@ -105,12 +106,26 @@ class Metrics:
             ["name", "version", "digest", "device", "precision"],
             book=book,
         )
+        self.model_loads = Counter(
+            "ternaus_model_loads",
+            "Models that were to be loaded while serving, by how it ended",
+            ["name", "result"],
+            book=book,
+        )
         self.last_batch = Gauge(
             "ternaus_last_batch_timestamp_seconds",
             "Unix time of the last finished batch",
             book=book,
         )
         self.registry.register(self.book)
+
+    def opened(self, engine: Engine) -> None:
+        """A model is open."""
+        self.model_info.labels(*_info(engine)).set(1)
+
+    def closed(self, engine: Engine) -> None:
+        """It no longer is."""
+        self.model_info.remove(*_info(engine))
 
     # What the batcher tells.
 
@@ -135,6 +150,12 @@ class Metrics:
     def render(self) -> bytes:
         """Prometheus text format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+def _info(engine: Engine) -> tuple[str, ...]:
+    spec, found = engine.spec, engine.describe()
+    place = (found.get("device"), found.get("precision"))
+    return (spec.name, str(spec.version), spec.digest, *(str(value) for value in place))
 
 
 class _Live:

@@ -25,6 +25,7 @@ class Rules:
     max_hold_s: float = 0.002
     stall_after_s: float = 60.0
     canary_s: float = 30.0
+    watch_store_s: float = 0.0
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -48,4 +49,5 @@ def rules_of(settings: Settings) -> Rules:
         max_hold_s=settings.max_hold_ms / 1000,
         stall_after_s=settings.stall_after_s,
         canary_s=settings.canary_s,
+        watch_store_s=settings.watch_store_s,
     )

@@ -16,6 +16,7 @@ from typing import TypeVar, TypeVarTuple
 
 from app.encodings import base as encodings
 from app.encodings.base import Encoding
+from app.engine.base import Engine
 from app.engine.recent import Recent
 from app.errors import BadParameter, DeadlineExceeded, DeviceOutOfMemory, Overloaded
 from app.imaging.bounds import DecodeLimits
@@ -123,7 +124,7 @@ class Segmenter:
     tiling: Tiling
     tiles_in_flight: int
     _heat: Recent[Lane, int] = field(default_factory=lambda: Recent(_LANES))
-    _preparing: set[asyncio.Future[None]] = field(default_factory=set)
+    _preparing: dict[asyncio.Future[None], Engine] = field(default_factory=dict)
 
     async def segment(
         self, data: bytes, ask: Ask, *, deadline: float, permit: Permit, timings: Timings
@@ -150,9 +151,22 @@ class Segmenter:
     async def _segment(
         self, data: bytes, ask: Ask, deadline: float, permit: Permit, timings: Timings
     ) -> Answer:
-        encoding = encodings.get(ask.format)
         model = self.catalog.get(ask.model)
         timings.model = model.spec.label
+        # From here on the model stays as it is for this request, whatever replaces it meanwhile.
+        with model.loans:
+            return await self._by(model, data, ask, deadline, permit, timings)
+
+    async def _by(
+        self,
+        model: OpenModel,
+        data: bytes,
+        ask: Ask,
+        deadline: float,
+        permit: Permit,
+        timings: Timings,
+    ) -> Answer:
+        encoding = encodings.get(ask.format)
         self._check(ask, encoding, model)
         header = timings.picture = probe(data)
         self.limits.check(header)
@@ -329,8 +343,15 @@ class Segmenter:
             job = asyncio.get_running_loop().run_in_executor(
                 self.host, lane.engine.prepare, lane.height, lane.width, size
             )
-            self._preparing.add(job)
-            job.add_done_callback(self._preparing.discard)
+            self._preparing[job] = lane.engine
+            job.add_done_callback(self._preparing.pop)
+
+    async def forget(self, engine: Engine) -> None:
+        """Let an engine go that no request holds: its hot shapes, and what prepares them."""
+        jobs = [job for job, one in self._preparing.items() if one is engine]
+        if jobs:
+            await asyncio.wait(jobs)
+        self._heat.drop(lambda lane: lane.engine is engine)
 
     def _count(self, picture: Picture, layout: Layout, timings: Timings) -> None:
         stage = self.metrics.stage_seconds

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,15 +21,21 @@ from app.errors import StoreError, TernausError
 # Protocol -> the extra of this package that brings it, for the hint where it is missing.
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 
+# What the backends of fsspec call the mark or the time of an object's last writing.
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "modified", "updated")
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:::|://)")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in a folder; `size` in bytes, 0 for folders."""
+    """One thing in a folder; `size` in bytes, 0 for folders. `stamp`: of the last writing, in the
+    backend's own words; empty where it has none.
+    """
 
     folder: bool
     size: int
+    stamp: str = field(default="", compare=False)
 
 
 class Root(Protocol):
@@ -70,8 +77,10 @@ class LocalRoot:
             found = {}
             for child in children:
                 try:
-                    folder = child.is_dir()
-                    found[child.name] = Entry(folder, 0 if folder else child.stat().st_size)
+                    facts = child.stat()
+                    folder = stat.S_ISDIR(facts.st_mode)
+                    size = 0 if folder else facts.st_size
+                    found[child.name] = Entry(folder, size, str(facts.st_mtime_ns))
                 except FileNotFoundError:
                     continue  # renamed away since it was listed, or a link to nothing
             return found
@@ -130,7 +139,8 @@ class RemoteRoot:
                 folder = info["type"] == "directory"
                 size = 0 if folder else info.get("size")
                 size = self._fs.size(info["name"]) if size is None else size
-                found[name.rsplit("/", 1)[-1]] = Entry(folder, int(size or 0))
+                stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), "")
+                found[name.rsplit("/", 1)[-1]] = Entry(folder, int(size or 0), stamp)
             return found
 
     def read(self, *path: str, start: int = 0, end: int | None = None) -> bytes:

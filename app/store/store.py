@@ -11,8 +11,10 @@ architecture: whether a net fits is the engine's to find.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,14 @@ from app.store.survey import Problem, read_manifest, survey
 from app.types import ModelSpec
 
 NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """A version as it lies in a store; the mark changes when one of its files is written again."""
+
+    version: int
+    mark: str
 
 
 class ModelStore:
@@ -98,10 +108,21 @@ class ModelStore:
 
     def latest(self, name: str) -> int:
         """The highest published version. Raises ModelNotFound that lists the models there are."""
-        versions = self.versions(name)
-        if not versions:
-            raise ModelNotFound(f"no model `{name[:100]}`; {self._known()}")
-        return versions[-1]
+        return self.newest(name).version
+
+    def newest(self, name: str) -> Edition:
+        """The highest published version and its mark: a look at two folders, to be repeated often.
+
+        Raises ModelNotFound that lists the models there are, or StoreError.
+        """
+        folders = self._root.entries(name) if is_name(name) else {}
+        versions = (version_of(folder) for folder, entry in folders.items() if entry.folder)
+        for version in sorted((v for v in versions if v is not None), reverse=True):
+            files = self._root.entries(name, str(version))
+            if MANIFEST in files:
+                facts = sorted((file, entry.size, entry.stamp) for file, entry in files.items())
+                return Edition(version, hashlib.sha256(repr(facts).encode()).hexdigest())
+        raise ModelNotFound(f"no model `{name[:100]}`; {self._known()}")
 
     def find(self, label: str) -> tuple[str, int]:
         """`name` or `name@version` -> a published name and version. Raises ModelNotFound."""

@@ -23,9 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from app.engine.agreement import Agreement, compare
+from app.engine.agreement import EXACT, TOLERANCES, Agreement, compare
 from app.engine.base import Engine
-from app.engine.self_test import EXACT, REDUCED
 from app.engine.weights import load_net
 from app.errors import TrainingError
 from app.imaging.bounds import DecodeLimits
@@ -125,7 +124,7 @@ def _proven(engine: Engine, pixels: Pixels, answers: Answers, path: Path, name: 
     answer = EngineSegmenter(engine).segment(pixels)
     first = 1 if spec.task == "multiclass" else 0
     agreement = compare(planes_of(soft, spec.task, spec.threshold), answer.planes)
-    tolerance = REDUCED if engine.describe()["precision"] == "bfloat16" else EXACT
+    tolerance = TOLERANCES.get(engine.describe()["precision"], EXACT)
     if not tolerance.accepts(agreement):
         raise TrainingError(
             f"the exported model disagrees with the engine on the sample of {spec.label}: "

@@ -58,7 +58,7 @@ def pictures() -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def truths(options: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, np.ndarray]:
     settings = Settings.read(**options)
-    engine = engines_of(settings)(store_of(settings).resolve("buildings"), None)  # type: ignore[arg-type]
+    engine = engines_of(settings)(store_of(settings).resolve("buildings"), None, None)  # type: ignore[arg-type]
     segmenter = EngineSegmenter(engine, probability=False)
     try:
         return {

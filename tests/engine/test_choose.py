@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +15,12 @@ import pytest
 import torch
 
 from app.engine.choose import EngineOptions, driver_present, open_engine
+from app.engine.findings import recall
 from app.engine.self_test import self_test
+from app.engine.timings import Timings
 from app.errors import EngineError
 from app.types import ModelSpec, Pixels
+from tests.engine.conftest import WriteSpec
 from tests.engine.plain import limits, unpacked
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -27,7 +32,7 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
         ({"device": "tpu"}, "known: auto, cpu, cuda"),
         ({"device": "cuda:x"}, "known: auto, cpu, cuda"),
         ({"backend": "onnx"}, "known: auto, openvino, torch"),
-        ({"precision": "int8"}, "known: auto, float32, bfloat16"),
+        ({"precision": "int4"}, "known: auto, float32, bfloat16, int8"),
         ({"threads": -1}, "0 (all) or more"),
         ({"batch_sizes": (4, 2)}, "must ascend"),
         ({"batch_sizes": (0, 2)}, "must ascend"),
@@ -87,7 +92,7 @@ def test_findings_are_kept_and_recalled(
     facts = json.loads(file.read_text())
     assert facts["precision"] == found
     assert facts["batches"] == [1, 2]
-    assert {"changed", "iou", "time_ratio"} <= facts.keys()
+    assert {"accepted", "changed", "iou", "time_ratio"} == facts["trials"]["bfloat16"].keys()
     # Told otherwise, the next opening believes the file: it has tried nothing.
     other = "float32" if found == "bfloat16" else "bfloat16"
     file.write_text(json.dumps({"precision": other, "batches": [1, 2]}))
@@ -107,6 +112,70 @@ def test_model_that_permits_float32_alone_is_not_tried_in_less(
     engine.close()
     (file,) = tmp_path.glob("findings-*.json")
     assert "changed" not in json.loads(file.read_text()), "bfloat16 was tried"
+
+
+def test_next_version_of_an_architecture_is_opened_without_measuring(
+    specs: dict[str, ModelSpec], write_spec: WriteSpec, tmp_path: Path, tiles: Pixels
+) -> None:
+    options = EngineOptions(device="cpu", backend="torch", cache_dir=tmp_path)
+    open_engine(specs["binary"], options, sample=tiles[0]).close()
+    (file,) = tmp_path.glob("timings-*.json")
+    # Told what no measurement would say, the next version believes it.
+    file.write_text(
+        json.dumps({"time_ratio": 0.5, "batches": {"bfloat16": [1, 3], "float32": [3]}})
+    )
+    # Other findings than version 1's: its threshold is another.
+    second = write_spec("binary", version=2, threshold=0.4)
+    engine = open_engine(second, options, sample=tiles[0])
+    expected = {"bfloat16": (1, 3), "float32": (3,)}[str(engine.describe()["precision"])]
+    assert engine.batch_sizes == expected
+    engine.close()
+    # Slower than float32, bfloat16 is not even placed.
+    file.write_text(json.dumps({"time_ratio": 1.5, "batches": {"float32": [2]}}))
+    third = write_spec("binary", version=3, threshold=0.3)
+    engine = open_engine(third, options, sample=tiles[0])
+    assert engine.describe()["precision"] == "float32"
+    assert engine.batch_sizes == (2,)
+    engine.close()
+    assert len(list(tmp_path.glob("findings-*.json"))) == 3
+
+
+def test_what_is_measured_beside_traffic_is_used_and_not_kept(
+    specs: dict[str, ModelSpec], tmp_path: Path, tiles: Pixels
+) -> None:
+    options = EngineOptions(device="cpu", backend="torch", cache_dir=tmp_path)
+    turns = 0
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        nonlocal turns
+        turns += 1
+        yield
+
+    engine = open_engine(specs["binary"], options, sample=tiles[0], turn=turn)
+    assert turns > 4
+    assert not list(tmp_path.iterdir())
+    engine.close()
+    # Once the times are known, what the weights decide is kept, traffic or not.
+    open_engine(specs["binary"], options, sample=tiles[0]).close()
+    (kept,) = tmp_path.glob("timings-*.json")
+    facts = json.loads(kept.read_text())
+    facts["batches"] = {"bfloat16": [1], "float32": [1]}
+    kept.write_text(json.dumps(facts))
+    for file in tmp_path.glob("findings-*.json"):
+        file.unlink()
+    open_engine(specs["binary"], options, sample=tiles[0], turn=turn).close()
+    assert len(list(tmp_path.glob("findings-*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"time_ratio": "fast"}', '{"time_ratio": -1.0, "batches": {"float32": [0]}}',
+     '{"time_ratio": true, "batches": [1]}'],
+)  # fmt: skip
+def test_damaged_timings_are_measured_again(text: str, tmp_path: Path) -> None:
+    (tmp_path / "timings.json").write_text(text)
+    assert Timings.of(recall(tmp_path / "timings.json")) == Timings()
 
 
 def test_damaged_findings_are_found_anew(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
-import warnings
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from tests.engine.plain import limits
 
 pytest.importorskip("openvino")
 
-from app.engine import openvino_cpu
+from app.engine import conversion, openvino_cpu
 from app.engine.conversion import conversion_key, converted
 from app.engine.openvino_cpu import OpenVinoEngine
 from app.errors import EngineError, ModelDamaged
@@ -121,7 +125,7 @@ engine = open_engine(ModelSpec(**values), options)
 result = engine.infer(np.full((1, 256, 256, 3), 9, np.uint8), np.array([0.5], np.float32))
 assert result.finite.all()
 for name in ("torch", "torchvision", "safetensors"):
-    assert name not in sys.modules, name
+    assert sys.modules.get(name) is None, name
 seconds = time.perf_counter() - began
 status = Path("/proc/self/status")
 peak = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
@@ -145,6 +149,106 @@ def test_a_warm_start_imports_no_torch(
     assert seen["megabytes"] < 800
 
 
+def test_a_cold_start_imports_no_torch_either(specs: dict[str, ModelSpec], tmp_path: Path) -> None:
+    values = json.dumps(asdict(specs["binary"]), default=str)
+    done = subprocess.run(
+        [sys.executable, "-c", WARM_START, values, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["megabytes"] < 800
+
+
+def converters(parent: int) -> list[int]:
+    """The conversions at work that a process has started."""
+    found = []
+    for file in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in file.read_text().split() if "converter" in command(pid)]
+    return found
+
+
+def command(pid: str | int) -> str:
+    """The arguments of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def wait_converter(parent: int) -> int:
+    until = time.monotonic() + 60
+    while not (found := converters(parent)):
+        assert time.monotonic() < until, "no conversion was started"
+        time.sleep(0.005)
+    return found[0]
+
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+
+
+@on_linux
+def test_a_killed_conversion_is_told_and_leaves_nothing(
+    specs: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(converted, specs["binary"], tmp_path)
+        os.kill(wait_converter(os.getpid()), signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"fake@1 was killed \(SIGKILL\).*memory"):
+            future.result(60)
+    assert list(tmp_path.iterdir()) == []
+
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from app.engine.conversion import converted
+from app.types import ClassSpec, Halo, ModelSpec
+values = json.loads(sys.argv[1])
+values["classes"] = tuple(ClassSpec(**c) for c in values["classes"])
+values["halo"] = Halo(**values["halo"])
+converted(ModelSpec(**values), Path(sys.argv[2]))
+"""
+
+
+@on_linux
+def test_a_conversion_ends_with_its_server_and_leaves_nothing(
+    specs: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    values = json.dumps(asdict(specs["binary"]), default=str)
+    with subprocess.Popen([sys.executable, "-c", PARENT, values, str(tmp_path)]) as parent:
+        child = wait_converter(parent.pid)
+        parent.kill()
+    until = time.monotonic() + 60
+    while command(child) or list(tmp_path.iterdir()):
+        assert time.monotonic() < until, (command(child), list(tmp_path.iterdir()))
+        time.sleep(0.01)
+
+
+def test_drafts_of_killed_processes_are_swept_in_time(
+    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path, tmp_path: Path
+) -> None:
+    for name, age in ((".draft-old", 2 * conversion.STALE_S), (".draft-new", 0.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.xml").write_text("half")
+        moment = time.time() - age
+        os.utime(tmp_path / name, (moment, moment))
+    with pytest.raises(ModelDamaged):
+        converted(replace(specs["binary"], weights=str(tmp_path / "absent")), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".draft-new"]
+
+
+def test_a_conversion_that_breaks_says_why(specs: dict[str, ModelSpec], tmp_path: Path) -> None:
+    # A stride of no size: the net runs, and its example has no pixels.
+    with pytest.raises(EngineError, match=r"fake@1 cannot be converted: \w+"):
+        converted(replace(specs["binary"], stride=0), tmp_path)
+    with pytest.raises(EngineError, match="unknown architecture"):
+        converted(replace(specs["binary"], architecture="nonet"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_cache_nothing_is_kept(
     specs: dict[str, ModelSpec], tiles: Pixels, openvino_engines: Engines
 ) -> None:
@@ -152,14 +256,6 @@ def test_without_a_cache_nothing_is_kept(
     expected = openvino_engines["binary"].infer(tiles, limits(0.5, 0.5))
     np.testing.assert_array_equal(engine.infer(tiles, limits(0.5, 0.5)).bits, expected.bits)
     engine.close()
-
-
-def test_conversion_leaves_the_callers_warnings_alone(
-    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path
-) -> None:
-    before = list(warnings.filters)
-    converted(specs["binary"], cache_dir)
-    assert warnings.filters == before
 
 
 def test_a_cold_start_without_torch_says_what_is_missing(

@@ -2,12 +2,14 @@
 
     python -m tests.fleet.replica FOLDER PORT SECONDS_A_BATCH
 
-Everything else is read from `TERNAUS_*`, as in production.
+Everything else is read from `TERNAUS_*`, as in production. It starts with version 1 of the model
+`fake`; a SIGUSR1 puts version 2 into its store.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,20 +17,22 @@ from pathlib import Path
 from app.api.app import create_app
 from app.api.server import listen
 from app.settings import Settings
-from tests.fakes import FakeEngine
-from tests.server import sampled
+from tests.shelf import Shelf
 
 
 def main(folder: str, port: str, seconds: str) -> int:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    engine = FakeEngine(sampled(Path(folder)), before=lambda pixels: time.sleep(float(seconds)))
+    shelf = Shelf(Path(folder))
+    shelf.publish("fake", 1)
+    shelf.before = lambda pixels: time.sleep(float(seconds))
+    signal.signal(signal.SIGUSR1, lambda number, frame: shelf.publish("fake", 2))
     settings = Settings.read(host="127.0.0.1", port=int(port), host_threads=1)
     logging.basicConfig(level="INFO", stream=sys.stderr)
     app = create_app(
         settings,
-        labels=lambda: (engine.spec.name,),
-        resolve=lambda label: engine.spec,
-        open_engine=lambda spec, sample: engine,
+        labels=lambda: ("fake",),
+        resolve=shelf.resolve,
+        newest=shelf.newest,
+        open_engine=shelf.open_engine,
         on_failure=lambda exc: server.fail(exc),
     )
     server = listen(

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from app.engine.base import Engine
+from app.engine.base import Engine, Turn
 from app.errors import EngineError, EngineLost
 from app.fronts.parts import Opening
 from app.fronts.supervisor import supervise
@@ -48,7 +48,7 @@ def opening(folder: Path) -> Opening:
     """Called in the engine process."""
     spec = sampled(folder)
 
-    def open_engine(spec: ModelSpec, sample: Pixels) -> Engine:
+    def open_engine(spec: ModelSpec, sample: Pixels, turn: Turn | None) -> Engine:
         if (folder / "refuse").exists():
             raise EngineError("this device takes no models")
         return FakeEngine(spec, before=partial(obey, folder))

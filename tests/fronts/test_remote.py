@@ -49,7 +49,7 @@ class Bench:
             EnginePlan(
                 rules=self.rules,
                 opening=lambda: Opening(
-                    lambda: (spec.name,), lambda label: spec, lambda spec, sample: engine
+                    lambda: (spec.name,), lambda label: spec, lambda spec, sample, turn: engine
                 ),
                 log=lambda: None,
                 board=self.board.memory,

@@ -44,7 +44,9 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 async def opened(engine: FakeEngine, **changes: Any) -> House:
     house = House.local(
-        rules(**changes), resolve=lambda label: engine.spec, open_engine=lambda spec, sample: engine
+        rules(**changes),
+        resolve=lambda label: engine.spec,
+        open_engine=lambda spec, sample, turn: engine,
     )
     await house.open((engine.spec.name,))
     return house

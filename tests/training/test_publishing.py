@@ -18,9 +18,10 @@ from torch import nn
 from app.architectures.base import get
 from app.architectures.initialise import initialise
 from app.encodings import base as encodings
+from app.engine.agreement import EXACT
 from app.engine.choose import open_engine
 from app.engine.options import EngineOptions
-from app.engine.self_test import EXACT, self_test
+from app.engine.self_test import self_test
 from app.errors import CheckpointRefused, CheckpointUnknown, ModelDamaged, TrainingError
 from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode

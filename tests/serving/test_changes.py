@@ -1,0 +1,701 @@
+"""A model is changed while others serve: who answers when, what is closed, and what fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Hashable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.encodings import base as encodings
+from app.errors import (
+    Draining,
+    EngineError,
+    InferenceFailed,
+    ModelDamaged,
+    ModelNeeded,
+    ModelNotFound,
+    NotReady,
+    SelfTestFailed,
+    StoreError,
+)
+from app.serving.house import House
+from app.serving.lanes import Lane
+from app.types import ModelSpec, Pixels
+from tests.server import THRESHOLDS, encoded, picture, truth
+from tests.serving.test_segmenter import ask, batcher_of, rules
+from tests.shelf import Shelf
+
+PATIENCE = 20.0
+PIXELS = picture(64, 96)
+DATA = encoded(PIXELS)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    shelf = Shelf(tmp_path)
+    shelf.publish("fake", 1)
+    return shelf
+
+
+async def house_of(shelf: Shelf, *labels: str, **changes: Any) -> House:
+    house = House.local(
+        rules(**changes),
+        resolve=shelf.resolve,
+        open_engine=shelf.open_engine,
+        newest=shelf.newest,
+    )
+    await house.open(labels or shelf.names())
+    return house
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+async def closed(shelf: Shelf, label: str) -> None:
+    while not shelf.engine(label).closed:
+        await asyncio.sleep(0.001)
+
+
+async def answered(house: House, **options: Any) -> int:
+    """The version that answered, whose own mask it must be."""
+    answer = await ask(house, DATA, **options)
+    found = encodings.get("png").decode(answer.body)[0]
+    assert (found == truth(PIXELS, THRESHOLDS[answer.mask.version])).all()
+    return answer.mask.version
+
+
+def info(house: House) -> set[str]:
+    lines = house.metrics.render().decode().splitlines()
+    return {line for line in lines if line.startswith("ternaus_model_info{")}
+
+
+class Held:
+    """Holds a thread where it is called, until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached, self._go = threading.Event(), threading.Event()
+
+    def __call__(self, *_: object) -> None:
+        self.reached.set()
+        assert self._go.wait(PATIENCE)
+
+    async def wait_reached(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, PATIENCE)
+
+    def go(self) -> None:
+        self._go.set()
+
+
+def test_old_version_serves_until_the_new_one_takes_over(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        assert await answered(house) == 1
+        shelf.opening = held = Held()
+        load = asyncio.ensure_future(house.changes.load("fake"))
+        await held.wait_reached()
+        assert await answered(house) == await answered(house, model="fake") == 1
+        assert house.ready
+        held.go()
+        done = await load
+        assert (done.model.spec.label, done.replaced, done.opened) == ("fake@2", "fake@1", True)
+        assert await answered(house) == await answered(house, model="fake") == 2
+        with pytest.raises(ModelNotFound):
+            house.catalog.get("fake@1")
+        await closed(shelf, "fake@1")
+        assert not shelf.engine("fake@2").closed
+        # At the start nothing else is on the device; beside an engine that serves, turns are taken.
+        assert shelf.turns == [False, True]
+        await house.close()
+        assert shelf.engine("fake@2").closed
+
+    run(scenario())
+
+
+def test_request_under_way_ends_on_the_version_it_began_with(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf, tiles_in_flight=1)
+        shelf.publish("fake", 2)
+        large = picture(300, 300)
+        held = Held()
+        shelf.before = lambda pixels: held() if pixels.shape[1:3] == (128, 128) else None
+        request = asyncio.ensure_future(ask(house, encoded(large)))
+        await held.wait_reached()
+        # The device is held by the old version's tile: the new one's self-test waits its turn.
+        load = asyncio.ensure_future(house.changes.load("fake"))
+        while not shelf.engines.get("fake@2"):
+            await asyncio.sleep(0.001)
+        shelf.before = lambda pixels: None
+        held.go()
+        await load
+        assert await answered(house) == 2
+        answer = await request
+        assert answer.mask.version == 1
+        assert (encodings.get("png").decode(answer.body)[0] == truth(large)).all()
+        await closed(shelf, "fake@1")
+        await house.close()
+
+    run(scenario())
+
+
+def test_old_engine_is_kept_while_a_request_holds_it(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        old = house.catalog.get("fake")
+        with old.loans:
+            await house.changes.load("fake")
+            assert await answered(house) == 2
+            assert not shelf.engine("fake@1").closed
+            assert any('version="1"' in line for line in info(house))
+        await closed(shelf, "fake@1")
+        await house.close()
+
+    run(scenario())
+
+
+def test_nothing_is_remembered_of_a_closed_engine(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        for _ in range(3):
+            assert await answered(house) == 1
+        old = house.catalog.get("fake").engine
+        lanes = batcher_of(house)._lanes
+
+        def remembered() -> list[Hashable]:
+            tables = (house.segmenter._heat, lanes.costs._launches, lanes.costs._fits)
+            keys: list[Hashable] = [key for table in tables for key in list(table._values)]
+            return [key for key in keys if isinstance(key, Lane) and key.engine is old]
+
+        assert len(remembered()) == 3
+        await house.changes.load("fake")
+        await closed(shelf, "fake@1")
+        while len(info(house)) > 1:
+            await asyncio.sleep(0.001)
+        assert not remembered()
+        assert 'version="2"' in info(house).pop()
+        assert not house.segmenter._preparing
+        await house.close()
+
+    run(scenario())
+
+
+def test_tile_that_nobody_waits_for_does_not_reach_a_closed_engine(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf, "fake", host_threads=4)
+        shelf.publish("fake", 2)
+        shelf.publish("other", 1)
+        await house.changes.load("other")
+        held = Held()
+        shelf.before = held
+        busy = asyncio.ensure_future(ask(house, DATA, model="other"))
+        await held.wait_reached()
+        waiting = [asyncio.ensure_future(ask(house, DATA, model="fake")) for _ in range(3)]
+        while batcher_of(house).figures()["tiles"] < 3:
+            await asyncio.sleep(0.001)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        old = shelf.engine("fake@1")
+        batches = len(old.batches)
+        shelf.before = lambda pixels: None
+        unload = asyncio.ensure_future(house.changes.unload("fake"))
+        await asyncio.sleep(0)
+        held.go()
+        assert await unload == ["fake@1"]
+        await busy
+        assert old.closed
+        assert len(old.batches) == batches
+        assert batcher_of(house).figures()["tiles"] == 0
+        assert batcher_of(house).state() == "idle"
+        await house.close()
+
+    run(scenario())
+
+
+def test_version_that_is_open_answers_without_work(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        for label in ("fake", "fake@1"):
+            done = await house.changes.load(label)
+            assert (done.model.spec.label, done.replaced, done.opened) == ("fake@1", None, False)
+        assert len(shelf.engines["fake@1"]) == 1
+        await house.close()
+
+    run(scenario())
+
+
+def test_older_version_can_be_had_back(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        await house.changes.load("fake")
+        done = await house.changes.load("fake@1")
+        assert done.replaced == "fake@2"
+        assert await answered(house) == 1
+        first, second = shelf.engines["fake@1"]
+        assert first.closed  # type: ignore[attr-defined]
+        assert not second.closed  # type: ignore[attr-defined]
+        assert len(info(house)) in (1, 2)
+        await closed(shelf, "fake@2")
+        await house.close()
+
+    run(scenario())
+
+
+def broken_store(spec: ModelSpec) -> None:
+    raise StoreError("the disk is gone")
+
+
+def no_memory(spec: ModelSpec) -> None:
+    raise MemoryError
+
+
+def no_device_memory(spec: ModelSpec) -> None:
+    raise EngineError(f"{spec.label} cannot be placed: out of memory")
+
+
+def defect(spec: ModelSpec) -> None:
+    raise KeyError("a defect of ours")
+
+
+@pytest.mark.parametrize(
+    ("opening", "error", "words"),
+    [
+        (broken_store, StoreError, "the disk is gone"),
+        (no_memory, EngineError, "no memory to open fake@2"),
+        (no_device_memory, EngineError, "out of memory"),
+        (defect, KeyError, "a defect of ours"),
+    ],
+)
+def test_version_that_cannot_be_opened_changes_nothing(
+    shelf: Shelf, opening: Any, error: type[Exception], words: str
+) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        shelf.opening = opening
+        with pytest.raises(error, match=words):
+            await house.changes.load("fake")
+        assert house.ready
+        assert await answered(house) == 1
+        assert not shelf.engine("fake@1").closed
+        assert words in house.describe()["failures"]["fake@2"]
+        assert 'ternaus_model_loads_total{name="fake",result="failed"} 1.0' in (
+            house.metrics.render().decode()
+        )
+        # The next one may succeed, and then nothing is shown any more.
+        shelf.opening = lambda spec: None
+        await house.changes.load("fake")
+        assert not house.describe()["failures"]
+        assert await answered(house) == 2
+        await house.close()
+
+    run(scenario())
+
+
+def test_damaged_and_lying_versions_never_take_over(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        shelf.damage("fake@2")
+        with pytest.raises(ModelDamaged):
+            await house.changes.load("fake")
+        spec = shelf.publish("fake", 3)
+        Path(spec.sample_mask).write_bytes(Path(shelf.resolve("fake@1").sample_mask).read_bytes())
+        with pytest.raises(SelfTestFailed):
+            await house.changes.load("fake")
+        assert shelf.engine("fake@3").closed
+        with pytest.raises(ModelNotFound):
+            await house.changes.load("fake@9")
+        assert set(house.describe()["failures"]) == {"fake@2", "fake@3", "fake@9"}
+        assert await answered(house) == 1
+        assert len(info(house)) == 1
+        await house.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("label", ["nobody", "no/body", "fake@0", "fake@x", "@1", ""])
+def test_name_that_is_not_there_is_told_and_not_shown(shelf: Shelf, label: str) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        with pytest.raises(ModelNotFound):
+            await house.changes.load(label)
+        assert not house.describe()["failures"]
+        assert 'name="nobody"' not in house.metrics.render().decode()
+        await house.close()
+
+    run(scenario())
+
+
+def test_failures_that_are_shown_are_bounded(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        for version in range(2, 50):
+            with pytest.raises(ModelNotFound):
+                await house.changes.load(f"fake@{version}")
+        assert list(house.catalog.failures) == [f"fake@{version}" for version in range(18, 50)]
+        await house.close()
+
+    run(scenario())
+
+
+def test_loads_happen_one_after_the_other(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        shelf.publish("fake", 3)
+        shelf.opening = held = Held()
+        both = [asyncio.ensure_future(house.changes.load(f"fake@{v}")) for v in (2, 3)]
+        again = asyncio.ensure_future(house.changes.load("fake@3"))
+        await held.wait_reached()
+        await asyncio.sleep(0.01)
+        assert list(shelf.engines) == ["fake@1"]
+        held.go()
+        second, third = await asyncio.gather(*both)
+        assert (second.replaced, third.replaced) == ("fake@1", "fake@2")
+        assert not (await again).opened
+        # Two versions stood in memory at once, never three.
+        assert shelf.engine("fake@1").closed
+        assert len(shelf.engines["fake@3"]) == 1
+        await house.close()
+
+    run(scenario())
+
+
+def test_load_goes_on_when_whoever_asked_has_left(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        shelf.opening = held = Held()
+        load = asyncio.ensure_future(house.changes.load("fake"))
+        await held.wait_reached()
+        load.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await load
+        held.go()
+        await closed(shelf, "fake@1")
+        assert await answered(house) == 2
+        await house.close()
+
+    run(scenario())
+
+
+def test_draining_server_changes_nothing(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        shelf.publish("fake", 3)
+        shelf.opening = held = Held()
+        load = asyncio.ensure_future(house.changes.load("fake@2"))
+        await held.wait_reached()
+        house.drain()
+        held.go()
+        with pytest.raises(Draining):
+            await load
+        assert shelf.engine("fake@2").closed
+        for change in (house.changes.load("fake"), house.changes.unload("fake")):
+            with pytest.raises(Draining):
+                await change
+        assert await answered(house) == 1
+        assert not house.catalog.failures
+        await house.close()
+
+    run(scenario())
+
+
+def test_server_that_still_opens_changes_nothing(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = House.local(rules(), resolve=shelf.resolve, open_engine=shelf.open_engine)
+        with pytest.raises(NotReady):
+            await house.changes.load("fake")
+        await house.close()
+
+    run(scenario())
+
+
+def test_closing_waits_for_a_load_and_closes_its_engine(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        shelf.opening = held = Held()
+        load = asyncio.ensure_future(house.changes.load("fake"))
+        await held.wait_reached()
+        closing = asyncio.ensure_future(house.close())
+        await asyncio.sleep(0)
+        held.go()
+        await closing
+        with pytest.raises(Draining):
+            await load
+        assert shelf.engine("fake@1").closed
+        assert shelf.engine("fake@2").closed
+
+    run(scenario())
+
+
+def test_pinned_version_stays_and_the_plain_name_moves(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf, "fake@1")
+        shelf.publish("fake", 2)
+        shelf.publish("fake", 3)
+        assert (await house.changes.load("fake@2")).replaced is None
+        assert await answered(house, model="fake") == 2
+        assert await answered(house, model="fake@1") == 1
+        # The settings name version 1 alone, so it is what requests get that name nothing.
+        assert await answered(house) == 1
+        assert (await house.changes.load("fake")).replaced == "fake@2"
+        assert await answered(house, model="fake") == 3
+        done = await house.changes.load("fake@1")
+        assert (done.replaced, done.opened) == ("fake@3", False)
+        assert await answered(house, model="fake") == 1
+        await closed(shelf, "fake@3")
+        assert list(house.catalog.models) == ["fake@1"]
+        await house.close()
+
+    run(scenario())
+
+
+def test_default_that_names_a_version_is_never_replaced(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf, default_model="fake@1")
+        shelf.publish("fake", 2)
+        await house.changes.load("fake")
+        assert await answered(house) == 1
+        assert await answered(house, model="fake") == 2
+        await house.close()
+
+    run(scenario())
+
+
+def test_first_model_stays_the_default_through_changes(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        shelf.publish("other", 1)
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        await house.changes.load("fake")
+        assert list(house.catalog.models) == ["fake@2", "other@1"]
+        assert await answered(house) == 2
+        [fake, other] = house.catalog.describe()
+        assert (fake["default"], other["default"]) == (True, False)
+        await house.close()
+
+    run(scenario())
+
+
+def test_model_that_was_not_open_is_opened(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("other", 2)
+        done = await house.changes.load("other")
+        assert (done.replaced, done.opened) == (None, True)
+        assert await answered(house, model="other") == 2
+        assert await answered(house) == 1
+        assert len(info(house)) == 2
+        await house.close()
+
+    run(scenario())
+
+
+def test_unloading_closes_and_forgets(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        shelf.publish("other", 1)
+        house = await house_of(shelf)
+        assert await house.changes.unload("fake") == ["fake@1"]
+        assert shelf.engine("fake@1").closed
+        assert len(info(house)) == 1
+        with pytest.raises(ModelNotFound):
+            await answered(house, model="fake")
+        assert (await ask(house, DATA)).mask.model == "other"
+        with pytest.raises(ModelNeeded, match="nothing would be left"):
+            await house.changes.unload("other")
+        with pytest.raises(ModelNotFound):
+            await house.changes.unload("fake")
+        assert (await ask(house, DATA)).mask.model == "other"
+        await house.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("default", "label", "refused"),
+    [
+        ("fake", "fake", True),
+        ("fake", "fake@2", False),
+        ("fake@1", "fake", True),
+        ("fake@1", "fake@1", True),
+        ("fake@1", "fake@2", False),
+        ("other", "fake", False),
+        ("", "fake", False),
+    ],
+)
+def test_named_default_is_not_unloaded(
+    shelf: Shelf, default: str, label: str, refused: bool
+) -> None:
+    async def scenario() -> None:
+        shelf.publish("fake", 2)
+        shelf.publish("other", 1)
+        house = await house_of(shelf, "fake@1", "fake", "other", default_model=default)
+        before = (await ask(house, DATA)).mask
+        if refused:
+            with pytest.raises(ModelNeeded, match="TERNAUS_DEFAULT_MODEL"):
+                await house.changes.unload(label)
+        else:
+            await house.changes.unload(label)
+        after = (await ask(house, DATA)).mask
+        if default:
+            assert after.model == before.model
+        if label == "fake@2":
+            assert await answered(house, model="fake") == 1
+        await house.close()
+
+    run(scenario())
+
+
+def test_canary_of_a_model_that_leaves_is_no_failure(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf, canary_s=0.01)
+        shelf.publish("fake", 2)
+        held = Held()
+        shelf.before = held
+        await held.wait_reached()  # in the canary's own picture
+        shelf.before = lambda pixels: None
+        load = asyncio.ensure_future(house.changes.load("fake"))
+        await asyncio.sleep(0)
+        held.go()
+        await load
+        await closed(shelf, "fake@1")
+        tried = len(shelf.engine("fake@2").batches)
+        while len(shelf.engine("fake@2").batches) < tried + 3:
+            await asyncio.sleep(0.005)
+            assert house.ready, house.describe()
+        await house.close()
+
+    run(scenario())
+
+
+def test_load_cures_a_model_whose_canary_failed(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf, canary_s=0.01)
+        shelf.publish("fake", 2)
+
+        def fail(pixels: Pixels) -> None:
+            raise InferenceFailed("no more")
+
+        shelf.engine("fake@1").before = fail
+        while house.ready:
+            await asyncio.sleep(0.005)
+        assert house.state == "failing"
+        await house.changes.load("fake")
+        assert house.ready
+        assert "canary" not in house.describe()["failures"]
+        await house.close()
+
+    run(scenario())
+
+
+def test_store_is_followed(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        shelf.publish("pinned", 1)
+        house = await house_of(shelf, "fake", "pinned@1")
+        await house.changes.look()
+        assert len(shelf.engines) == 2
+        shelf.publish("fake", 2)
+        shelf.publish("pinned", 2)
+        await house.changes.look()
+        assert list(house.catalog.models) == ["fake@2", "pinned@1"]
+        await house.close()
+
+    run(scenario())
+
+
+def test_bad_version_is_tried_once_until_something_newer_or_mended_appears(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        tried: list[str] = []
+        shelf.opening = lambda spec: tried.append(spec.label)
+        shelf.publish("fake", 2, mark="torn")
+
+        def refuse(spec: ModelSpec) -> None:
+            tried.append(spec.label)
+            raise ModelDamaged(f"{spec.label} is torn")
+
+        shelf.opening = refuse
+        for _ in range(3):
+            await house.changes.look()
+        assert tried == ["fake@2"]
+        assert house.describe()["failures"] == {"fake@2": "fake@2 is torn"}
+        assert house.ready
+        shelf.publish("fake", 2, mark="mended")
+        shelf.opening = lambda spec: tried.append(spec.label)
+        await house.changes.look()
+        assert tried == ["fake@2", "fake@2"]
+        assert await answered(house) == 2
+        assert not house.describe()["failures"]
+        await house.close()
+
+    run(scenario())
+
+
+def test_version_that_somebody_put_back_is_left_until_something_newer_appears(
+    shelf: Shelf,
+) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        await house.changes.look()
+        assert await answered(house) == 2
+        await house.changes.load("fake@1")
+        await house.changes.look()
+        assert await answered(house) == 1
+        shelf.publish("fake", 3)
+        await house.changes.look()
+        assert await answered(house) == 3
+        await house.close()
+
+    run(scenario())
+
+
+def test_store_that_cannot_be_reached_is_shown_and_harms_nothing(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        looked = shelf.newest
+
+        def gone(name: str) -> Any:
+            raise StoreError("the bucket is not reachable")
+
+        house.changes._newest = gone
+        await house.changes.look()
+        assert house.describe()["failures"] == {"fake": "the bucket is not reachable"}
+        assert house.ready
+        house.changes._newest = looked
+        await house.changes.look()
+        assert not house.describe()["failures"]
+        await house.close()
+
+    run(scenario())
+
+
+def test_watch_looks_again_and_again(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf, watch_store_s=0.005)
+        shelf.publish("fake", 2)
+        await closed_when_open(shelf)
+        shelf.publish("fake", 3)
+        while "fake@3" not in house.catalog.models:
+            await asyncio.sleep(0.001)
+        await house.close()
+        looks = shelf.looks
+        await asyncio.sleep(0.02)
+        assert shelf.looks == looks, "a closed house still looks"
+
+    async def closed_when_open(shelf: Shelf) -> None:
+        await closed(shelf, "fake@1")
+
+    run(scenario())
