@@ -89,8 +89,6 @@ def opening(folder: Path, launch_s: float, pixel_s: float) -> Opening:
         open_engine=lambda spec, sample, turn: SleepingEngine(
             spec, launch_s=launch_s, pixel_s=pixel_s
         ),
-            spec, launch_s=launch_s, pixel_s=pixel_s
-        ),
     )
 
 
