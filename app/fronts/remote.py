@@ -32,8 +32,8 @@ from app.types import ClassSpec, Halo, Inference, ModelSpec, Pixels, State
 
 log = logging.getLogger("ternaus.front")
 
-# A copy of more bytes than that (about 0.1 ms) is made on a thread.
-_INLINE_BYTES = 512 * 1024
+# A copy of more bytes than that (about 0.3 ms) is made on a thread.
+_INLINE_BYTES = 2 * 2**20
 _LANES = 1024
 # What a client is told who comes while the engine starts anew.
 _RETRY_S = 2.0

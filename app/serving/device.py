@@ -179,7 +179,7 @@ class LocalDevice:
         return state if self.catalog.ready else "starting"
 
     def figures(self) -> dict[str, float]:
-        return self.batcher.figures()
+        return {**self.batcher.figures(), "slot_bytes": 0.0}
 
     def failures(self) -> dict[str, str]:
         found = dict(self.catalog.failures)
