@@ -155,6 +155,10 @@ class Lanes:
             del self._limits[lane]
         return limit
 
+    def full(self, lane: Lane, now: float) -> bool:
+        """Whether a full batch of this lane waits."""
+        return len(self._heaps.get(lane, ())) >= self.largest(lane, now)
+
     def take(self, now: float, *, idle: bool) -> Taken:
         """The next batch. `idle`: the device has nothing to do; otherwise only a full batch goes.
 
