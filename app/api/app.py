@@ -17,7 +17,7 @@ from app.api.docs import docs_routes, openapi_of
 from app.api.health import health_routes
 from app.api.models import model_routes
 from app.api.problems import MEDIA_TYPE, document, problem
-from app.api.segment import SegmentEndpoint, request_id_of
+from app.api.segment import Receive, Scope, SegmentEndpoint, Send, request_id_of
 from app.errors import BadParameter, TernausError
 from app.serving.admission import Bounds
 from app.serving.catalog import OpenEngine, Resolve
@@ -47,6 +47,25 @@ def rules_of(settings: Settings) -> Rules:
         stall_after_s=settings.stall_after_s,
         canary_s=settings.canary_s,
     )
+
+
+class Application(FastAPI):
+    """FastAPI, with the hot path in front of it: where no middleware was added, a picture goes
+    straight to its endpoint, past the layers that have nothing to do for it (0.1 ms of 0.9).
+    """
+
+    endpoint: SegmentEndpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "http"
+            and scope["path"] == self.endpoint.route
+            and scope["method"] == "POST"
+            and not self.user_middleware
+        ):
+            await self.endpoint(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -87,7 +106,7 @@ def create_app(
             await asyncio.wait((opening,))
             await house.close()
 
-    app = FastAPI(
+    app = Application(
         title="TernausNet Serve",
         version=__version__,
         lifespan=lifespan,
@@ -106,6 +125,7 @@ def create_app(
         overload_status=settings.overload_status,
         closing=lambda: house.draining,
     )
+    app.endpoint = endpoint
     app.router.routes.append(Route(endpoint.route, endpoint, methods=["POST"]))
     app.include_router(health_routes(house, _about(settings)))
     app.include_router(model_routes(house))

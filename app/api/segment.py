@@ -5,8 +5,9 @@ stage.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import re
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -25,12 +26,17 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+# Drawn once: asking the kernel for every request gives the interpreter away in the middle of it.
+_OURS = os.urandom(10).hex()
+_COUNT = itertools.count(1)
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """The client's `X-Request-Id`, if it is short and printable, or a new one."""
+    """The client's `X-Request-Id`, if it is short and printable, or a new one: 32 digits, of this
+    process and this request.
+    """
     given = headers.get(b"x-request-id", b"")
-    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_OURS}{next(_COUNT):012x}"
 
 
 class SegmentEndpoint:
@@ -128,22 +134,34 @@ class SegmentEndpoint:
         timings: Timings,
         receive: Receive,
     ) -> Answer:
-        """Segment, and stop when the client leaves: Starlette would not notice by itself."""
-        work = asyncio.ensure_future(
-            self._segmenter.segment(data, ask, deadline=deadline, permit=permit, timings=timings)
-        )
+        """Segment, and stop when the client leaves: Starlette would not notice by itself.
+
+        The work is done in this very task, so that the permit is given back only when the work has
+        let go; the one that listens for the client cancels it.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        left = False
+
+        def leave(listening: asyncio.Future[None]) -> None:
+            nonlocal left
+            if not listening.cancelled():
+                left = True
+                task.cancel()
+
         gone = asyncio.ensure_future(_disconnected(receive))
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientGone(f"the client left in the stage `{timings.stage}`")
-            return work.result()
+            return await self._segmenter.segment(
+                data, ask, deadline=deadline, permit=permit, timings=timings
+            )
+        except asyncio.CancelledError:
+            if left and task.uncancel() == 0:
+                raise ClientGone(f"the client left in the stage `{timings.stage}`") from None
+            raise
         finally:
+            gone.remove_done_callback(leave)
             gone.cancel()
-            if not work.done():
-                work.cancel()
-                # The permit may only be given back when the work has really let go of its memory.
-                await asyncio.wait((work,))
 
     def _headers(self, answer: Answer, request_id: str, arrived: float) -> list[Header]:
         timings = answer.timings
@@ -173,9 +191,7 @@ class SegmentEndpoint:
     def _count(self, exc: BaseException | None, arrived: float) -> None:
         code = 200 if exc is None else status_of(exc, overload_status=self._overload_status)
         reason = "ok" if exc is None else getattr(exc, "code", TernausError.code)
-        self._metrics.requests.labels(self.route, str(code), reason).inc()
-        self._metrics.images.labels(reason).inc()
-        self._metrics.request_seconds.labels(self.route).observe(self._clock.now() - arrived)
+        self._metrics.request(self.route, str(code), reason, self._clock.now() - arrived)
 
 
 def _content_length(headers: dict[bytes, bytes]) -> int | None:

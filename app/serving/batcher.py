@@ -384,6 +384,7 @@ class Batcher:
             lane, items=len(items), largest=largest, seconds=seconds, trigger=trigger
         )
         for index, item in enumerate(items):
+            item.device_s = seconds / len(items)
             self._deliver(item, _outcome(result, index))
 
     def _deliver(self, item: Item, outcome: Outcome) -> None:

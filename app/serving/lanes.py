@@ -66,7 +66,10 @@ class Flow:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One tile in the queue. It owns its way back: `deliver` is called once, from any thread."""
+    """One tile in the queue. It owns its way back: `deliver` is called once, from any thread.
+
+    `device_s` is its share of the batch it was computed in.
+    """
 
     lane: Lane
     flow: Flow
@@ -78,6 +81,7 @@ class Item:
     tag: float = 0.0
     order: int = 0
     launched: float = 0.0
+    device_s: float = 0.0
     delivered: bool = False
 
     def __lt__(self, other: Item) -> bool:

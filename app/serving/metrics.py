@@ -115,6 +115,31 @@ class Metrics:
             registry=registry,
         )
 
+        # `labels()` checks and locks each time; the children of the hot path are looked up once.
+        self._stages: dict[str, Histogram] = {}
+        self._routes: dict[tuple[str, str, str], tuple[Counter, Counter, Histogram]] = {}
+
+    def stage(self, name: str, seconds: float) -> None:
+        """A request was so long in this stage."""
+        child = self._stages.get(name)
+        if child is None:
+            child = self._stages[name] = self.stage_seconds.labels(name)
+        child.observe(seconds)
+
+    def request(self, route: str, code: str, reason: str, seconds: float) -> None:
+        """A picture's request ended so, after so long."""
+        children = self._routes.get((route, code, reason))
+        if children is None:
+            children = self._routes[route, code, reason] = (
+                self.requests.labels(route, code, reason),
+                self.images.labels(reason),
+                self.request_seconds.labels(route),
+            )
+        requests, images, took = children
+        requests.inc()
+        images.inc()
+        took.observe(seconds)
+
     # What the batcher tells.
 
     def batch(self, lane: Lane, *, items: int, largest: int, seconds: float, trigger: str) -> None:

@@ -283,9 +283,7 @@ class Segmenter:
             future: asyncio.Future[Inference] = loop.create_future()
 
             def deliver(item: Item, outcome: Outcome) -> None:
-                loop.call_soon_threadsafe(
-                    _settle, future, outcome, item, progress, self.clock.now()
-                )
+                loop.call_soon_threadsafe(_settle, future, outcome, item, progress)
 
             waiting[future] = tile
             self.batcher.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
@@ -325,9 +323,8 @@ class Segmenter:
             job.add_done_callback(self._preparing.discard)
 
     def _count(self, picture: Picture, layout: Layout, timings: Timings) -> None:
-        stage = self.metrics.stage_seconds
         for name in STAGES:
-            stage.labels(name).observe(getattr(timings, name))
+            self.metrics.stage(name, getattr(timings, name))
         height, width = layout.pixels.shape[:2]
         computed = len(layout.tiles) * layout.shape[0] * layout.shape[1]
         self.metrics.pixels.inc(picture.height * picture.width)
@@ -341,13 +338,13 @@ class Segmenter:
 
 
 def _settle(
-    future: asyncio.Future[Inference], outcome: Outcome, item: Item, progress: _Progress, now: float
+    future: asyncio.Future[Inference], outcome: Outcome, item: Item, progress: _Progress
 ) -> None:
     """On the event loop: hand a tile's outcome to whoever waits, if anybody still does."""
     if item.launched:
         if progress.launched is None or item.launched < progress.launched:
             progress.launched = item.launched
-        progress.device_s += now - item.launched
+        progress.device_s += item.device_s
         progress.timings.stage = "infer"
         progress.timings.tiles_done += 1
     if future.done():
