@@ -128,12 +128,15 @@ class Segmenter:
         BadParameter, Overloaded, DeadlineExceeded and InferenceFailed. Cancelling the task drops
         the work.
         """
+        permit.begin()
         try:
             left = None if deadline == float("inf") else max(0.0, deadline - self.clock.now())
             async with asyncio.timeout(left):
                 return await self._segment(data, ask, deadline, permit, timings)
         except TimeoutError:
             self.metrics.late.labels(timings.stage).inc()
+            if timings.tiles == 1:
+                permit.end()
             raise DeadlineExceeded(
                 f"the time of this request ran out {timings.place()} "
                 "(TERNAUS_REQUEST_TIMEOUT_S, `X-Request-Timeout-Ms`)",
@@ -162,6 +165,8 @@ class Segmenter:
         begun = self.clock.now()
         body = await self._in_host(encoding.encode, mask)
         timings.encode = self.clock.now() - begun
+        if timings.tiles == 1:
+            permit.end()
         self._count(picture, layout, timings)
         return Answer(body, encoding, mask, picture.orientation, timings)
 
