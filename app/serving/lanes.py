@@ -24,6 +24,13 @@ from app.types import Inference, Pixels
 
 Outcome = Inference | BaseException
 
+# A device cannot be interrupted, so a launch is what everybody else waits for. A tile of more than
+# a megapixel keeps any device busy by itself: two in a launch would gain nothing but that wait.
+_ALONE = 1 << 20
+# A launch that takes longer than this (seconds) is not fixed while another runs: stacking it costs
+# little beside it, and who comes meanwhile may go first.
+_LONG_S = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Lane:
@@ -55,9 +62,13 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """One request: all its tiles share it. `gone` means that nobody waits any more."""
+    """One request: all its tiles share it. `gone` means that nobody waits any more.
+
+    `weight`: its share of the device beside others of weight 1, while they want it too.
+    """
 
     deadline: float
+    weight: float = 1.0
     priority: int = 0
     gone: bool = False
     finish: float = 0.0
@@ -126,7 +137,7 @@ class Lanes:
         item.arrived = now
         item.order = next(self._order)
         item.tag = max(self._virtual, item.flow.finish)
-        item.flow.finish = item.tag + item.lane.pixels
+        item.flow.finish = item.tag + item.lane.pixels / item.flow.weight
         heapq.heappush(self._heaps.setdefault(item.lane, []), item)
         self.waiting += 1
         self.waiting_pixels += item.lane.pixels
@@ -151,6 +162,8 @@ class Lanes:
         """Most tiles that one launch of this lane takes."""
         # Bounded by pixels too: a 1024 x 1024 tile is 16 times a 256 x 256 one.
         within = min(self._max_batch, max(1, self._max_batch_pixels // lane.pixels))
+        if lane.pixels > _ALONE:
+            within = 1
         limit = max((size for size in lane.engine.batch_sizes if size <= within), default=1)
         lowered = self._limits.get(lane)
         if lowered is not None:
@@ -164,7 +177,8 @@ class Lanes:
         return len(self._heaps.get(lane, ())) >= self.largest(lane, now)
 
     def take(self, now: float, *, idle: bool) -> Taken:
-        """The next batch. `idle`: the device has nothing to do; otherwise only a full batch goes.
+        """The next batch. `idle`: the device has nothing to do; otherwise only a full batch goes,
+        and only one that is soon done.
 
         An idle device takes what is there at once, unless another tile of the lane is known to be
         on its way and the batch is not full: then it waits for it at most `max_hold_s`, counted
@@ -176,6 +190,8 @@ class Lanes:
             return taken
         heap = self._heaps[lane]
         largest = self.largest(lane, now)
+        if not idle and self.predict_s(lane, largest, now) > _LONG_S:
+            return taken
         if len(heap) < largest:
             if not idle:
                 return taken

@@ -42,6 +42,8 @@ _HOT = 3
 # How many times the time left a prediction must be to refuse a picture on an idle device.
 _FAR_OFF = 3.0
 _AGAIN = 256
+# Of a picture in tiles: who waits for seconds anyway gives way to those who wait for milliseconds.
+_HUGE_WEIGHT = 0.5
 # Shapes whose use is counted; any number of others may come by.
 _LANES = 1024
 
@@ -281,7 +283,7 @@ class Segmenter:
         sheet = layout.sheet(probability=probability)
         soft = probability or layout.scaled
         progress.timings.tiles, progress.timings.tiles_done = len(layout.tiles), 0
-        flow = Flow(deadline=deadline)
+        flow = Flow(deadline=deadline, weight=1.0 if len(layout.tiles) == 1 else _HUGE_WEIGHT)
         waiting: dict[asyncio.Future[Inference], TileSpec] = {}
 
         def submit(tile: TileSpec) -> None:
