@@ -59,7 +59,7 @@ def main() -> None:
         spec, EngineOptions(cache_dir=settings.cache_dir / "engines"), sample=sample
     )
     rows = []
-    with serving("app", "serve") as server:
+    with serving("app", "serve", "--model", MODEL) as server:
         for side in asked.sides:
             for format in asked.formats:
                 rows.append(measured(engine, server, side, format, asked))

@@ -50,7 +50,7 @@ def main() -> None:
 def started(asked: argparse.Namespace) -> Iterator[ServerProcess]:
     """The server under load."""
     if asked.real:
-        arguments = ["app", "serve"]
+        arguments = ["app", "serve", "--model", "buildings"]
     else:
         arguments = ["benchmarks.servers", "simulated", "--side", str(asked.side)]
         arguments += ["--pictures-per-s", str(asked.pictures_per_s)]
