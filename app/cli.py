@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -63,11 +63,17 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")
     ] = None,
+    frontends: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=64,
+            help="Processes that decode and encode; 1: all in one; 0: measure. [TERNAUS_FRONTENDS]",
+        ),
+    ] = None,
 ) -> None:
     """Serve the models of the store over HTTP. Every other setting is an environment variable."""
-    from app.api.app import create_app
-    from app.api.server import Server, listen
-    from app.assembly import labels_of
+    from app.fronts.count import one_process
 
     settings = _settings(
         host=host,
@@ -75,8 +81,44 @@ def serve(
         model_store=store,
         models=tuple(model) if model else None,
         device=device,
+        frontends=frontends,
     )
-    _log(settings.log_level)
+    _log(settings.log_level, settings.log_format)
+    code = _serve_alone(settings) if one_process(settings) else _serve_together(settings)
+    if code:
+        raise typer.Exit(code)
+
+
+def _serve_together(settings: Any) -> int:
+    """With an engine process and front ends; the exit code."""
+    from app.fronts.supervisor import supervise
+
+    return supervise(
+        settings,
+        opening=partial(_opening, settings),
+        log_to=partial(_log, settings.log_level, settings.log_format),
+    )
+
+
+def _opening(settings: Any) -> Any:
+    """Called in the engine process."""
+    from app.assembly import labels_of
+    from app.fronts.parts import Opening
+
+    shelf = _store(settings)
+    return Opening(
+        labels=lambda: labels_of(settings, shelf),
+        resolve=shelf.resolve,
+        open_engine=_engines(settings),
+    )
+
+
+def _serve_alone(settings: Any) -> int:
+    """With everything in this process; the exit code."""
+    from app.api.app import create_app, line_of
+    from app.api.server import Server, listen
+    from app.assembly import labels_of
+
     server: Server | None = None
 
     def fail(exc: BaseException) -> None:
@@ -98,10 +140,10 @@ def serve(
         port=settings.port,
         grace_s=settings.drain_grace_s,
         log_level=settings.log_level,
+        line=line_of(settings, application.state.house.metrics),
     )
     server.run()
-    if server.failure is not None or not server.started:
-        raise typer.Exit(1)
+    return 1 if server.failure is not None or not server.started else 0
 
 
 @app.command()
@@ -124,7 +166,7 @@ def segment(
     from app.serving.files import segment_files
 
     settings = _settings(model_store=store, device=device, models=(model,) if model else None)
-    _log("warning" if settings.log_level == "info" else settings.log_level)
+    _log("warning" if settings.log_level == "info" else settings.log_level, "text")
     shelf = _store(settings)
     failed = segment_files(
         pictures,
@@ -484,6 +526,12 @@ def evaluate(
     rle_order: Annotated[
         str, typer.Option(help="Run lengths of a CSV: F down columns, C along rows.")
     ] = "F",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="API key of the server; the variable keeps it out of `ps`. [TERNAUS_API_KEY]"
+        ),
+    ] = None,
     store: StoreOption = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [TERNAUS_DEVICE]")
@@ -500,12 +548,14 @@ def evaluate(
     from app.training.segmenters import EngineSegmenter, HttpSegmenter, Segmenter
 
     engine: Any = None
+    settings = _settings(model_store=store, device=device, api_key=key)
     if url is None:
-        settings = _settings(model_store=store, device=device)
         engine = _engines(settings)(_store(settings).resolve(model))
     try:
         segmenter: Segmenter = (
-            HttpSegmenter(url, model) if url is not None else EngineSegmenter(engine)
+            HttpSegmenter(url, model, key=settings.api_key.get_secret_value())
+            if url is not None
+            else EngineSegmenter(engine)
         )
         report = evaluate_places(
             segmenter,
@@ -633,14 +683,10 @@ def _engines(settings: Any) -> Any:
     return engines_of(settings)
 
 
-def _log(level: str) -> None:
-    # Pillow warns of odd but harmless files; what matters it raises, and the decoder checks.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+def _log(level: str, format: str) -> None:
+    from app import logs
+
+    logs.set_up(level, format)
 
 
 def _unless_ours(exc: BaseException) -> BaseException | None:
@@ -651,6 +697,7 @@ def _unless_ours(exc: BaseException) -> BaseException | None:
 def main() -> NoReturn:
     """Entry point: our own errors become one line and exit code 1 (2 for a wrong setting)."""
     from app.errors import SettingsError
+    from app.logs import tell as heard
 
     try:
         app(standalone_mode=True)
@@ -658,7 +705,8 @@ def main() -> NoReturn:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(2)
     except TernausError as exc:
-        sys.stderr.write(f"error: {exc}\n")
+        if not heard(exc):
+            sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
     sys.exit(0)
 

@@ -42,7 +42,8 @@ class Reply:
 class Client:
     """Talks to one server (or balancer). Not for several threads at once.
 
-    `patience_s` bounds a call, retries included; `transport`, `sleep` and `clock` are for tests.
+    `patience_s` bounds a call, retries included; `key` is an API key, where the server wants one;
+    `transport`, `sleep` and `clock` are for tests.
     """
 
     def __init__(
@@ -50,11 +51,17 @@ class Client:
         url: str,
         *,
         patience_s: float = 60.0,
+        key: str | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._http = httpx.Client(base_url=url, timeout=patience_s, transport=transport)
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=patience_s,
+            transport=transport,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+        )
         self._patience = patience_s
         self._sleep = sleep
         self._clock = clock

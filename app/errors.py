@@ -9,6 +9,9 @@
     |  |- BodyTooLarge                more bytes than the limit
     |  |- BodyTooSlow                 the client did not send its body in time
     |  |- KeyRequired                 no valid API key came with the request
+    |  |- UrlTooLong                  an address longer than the limit
+    |  |- HeadersTooLarge             more headers, or larger ones, than the limit
+    |  |- HeadersTooSlow              the client did not send its headers in time
     |  `- ModelNotFound               no such model or version
     |- PictureError                   the picture is at fault
     |  |- PictureUnsupported          not a format that we read
@@ -19,6 +22,7 @@
     |- Unavailable                    come back later (carries a retry time)
     |  |- Overloaded                  the wait would outlast the deadline
     |  |- QueueFull                   a bound on waiting work is reached
+    |  |- TooManyConnections          a bound on open connections is reached
     |  |- Draining                    the server is shutting down
     |  `- NotReady                    no live model yet, or its engine is gone
     |- DeadlineExceeded               the time of the request ran out
@@ -125,6 +129,24 @@ class KeyRequired(RequestError):
     code, status, title = "key_required", 401, "API key required"
 
 
+class UrlTooLong(RequestError):
+    """An address longer than the limit."""
+
+    code, status, title = "url_too_long", 414, "Address too long"
+
+
+class HeadersTooLarge(RequestError):
+    """More headers, or larger ones, than the limit."""
+
+    code, status, title = "headers_too_large", 431, "Headers too large"
+
+
+class HeadersTooSlow(RequestError):
+    """The client did not send its headers in time."""
+
+    code, status, title = "headers_too_slow", 408, "Headers too slow"
+
+
 class ModelNotFound(RequestError):
     """No such model or version."""
 
@@ -190,6 +212,12 @@ class QueueFull(Unavailable):
     """A bound on waiting work is reached."""
 
     code, title = "queue_full", "Queue is full"
+
+
+class TooManyConnections(Unavailable):
+    """A bound on open connections is reached."""
+
+    code, title = "too_many_connections", "Too many connections"
 
 
 class Draining(Unavailable):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,10 @@ from pydantic_settings import (
 from app.errors import SettingsError
 
 PREFIX = "TERNAUS_"
+
+# Where OpenTelemetry's own variables say that somebody waits for spans.
+_COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_ORIGIN = re.compile(r"\*|https?://[^/\s,?#@]+")
 
 
 def _cache_home() -> Path:
@@ -62,6 +67,20 @@ class Settings(BaseSettings):
     engine_threads: int = Field(0, ge=0, description="cores for the net on the CPU; 0: all")
     host_threads: int = Field(
         0, ge=0, description="threads that decode and encode; 0: one per core"
+    )
+
+    frontends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that decode and encode; 1: with the engine in the same process; "
+        "0: found by measurement",
+    )
+    slot_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="with several processes: memory of each front end for tiles on their way to "
+        "the engine and back",
     )
 
     max_body_bytes: int = Field(100 * 2**20, gt=0, description="largest request body")
@@ -108,8 +127,46 @@ class Settings(BaseSettings):
     admin_key: SecretStr = Field(
         SecretStr(""), description="key that may load and unload models; empty: nobody may"
     )
+    admin_key_file: Path | None = Field(
+        None, description="file with such keys, one a line; added to `TERNAUS_ADMIN_KEY`"
+    )
+
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="keys that clients must send, comma separated; empty: none"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="file with such keys, one a line; added to `TERNAUS_API_KEYS`"
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="key that the command line sends (`evaluate --url`)"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose pages may read answers, comma separated, or `*`; empty: none"
+    )
+    max_connections: int = Field(
+        1024, ge=1, description="open connections; beyond, the longest idle one makes room"
+    )
+    max_url_bytes: int = Field(8192, ge=64, description="longest address of a request")
+    max_header_bytes: int = Field(32_768, ge=256, description="all headers of a request together")
+    max_headers: int = Field(100, ge=1, description="headers of a request")
+    header_timeout_s: float = Field(
+        20.0, gt=0, description="longest wait for the headers of a request to be whole"
+    )
+    send_timeout_s: float = Field(
+        120.0, gt=0, description="longest time that a client may take to receive an answer"
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level logged"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, JSON otherwise"
+    )
+    access_log: Literal["all", "failures", "none"] = Field(
+        "all", description="a log line for each request, for those answered 5xx, or for none"
+    )
+    tracing: Literal["auto", "on", "off"] = Field(
+        "auto", description="OpenTelemetry spans; auto: where `OTEL_EXPORTER_OTLP_ENDPOINT` is set"
     )
 
     @classmethod
@@ -130,17 +187,53 @@ class Settings(BaseSettings):
             return cls(**{k: v for k, v in overrides.items() if v is not None})
         except ValidationError as exc:
             first = exc.errors()[0]
-            name = PREFIX + str(first["loc"][0]).upper()
-            raise SettingsError(
-                f"`{name}` cannot be {first['input']!r}: {first['msg']}", limit=name
-            ) from exc
+            field = str(first["loc"][0])
+            name = PREFIX + field.upper()
+            # A wrong key is a key all the same, and messages end up in logs.
+            shown = "what it is" if field in _SECRETS else repr(first["input"])
+            wrong = SettingsError(f"`{name}` cannot be {shown}: {first['msg']}", limit=name)
+            raise wrong from (None if field in _SECRETS else exc)
 
-    @field_validator("models", mode="before")
+    def admin_keys(self) -> tuple[str, ...]:
+        """The keys that may load and unload models. Raises SettingsError for an unreadable file."""
+        key = self.admin_key.get_secret_value().strip()
+        return (*((key,) if key else ()), *_keys_of("admin_key_file", self.admin_key_file))
+
+    def client_keys(self) -> tuple[str, ...]:
+        """The keys that clients may send; none: they need none. Raises as `admin_keys` does."""
+        given = _parts(self.api_keys.get_secret_value())
+        return (*given, *_keys_of("api_keys_file", self.api_keys_file))
+
+    def traced(self) -> bool:
+        """Whether spans are asked for, here or by OpenTelemetry's own variables."""
+        if self.tracing != "auto":
+            return self.tracing == "on"
+        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return False
+        if os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+            return False
+        return any(os.environ.get(name) for name in _COLLECTORS)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _some(cls, value: SecretStr) -> SecretStr:
+        # An open door where somebody meant to lock it would be found out too late.
+        if value.get_secret_value() and not _parts(value.get_secret_value()):
+            raise ValueError("there is no key in it")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"`{origin}` is no origin, such as `https://example.org`")
+        return value
+
+    @field_validator("models", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        return _parts(value) if isinstance(value, str) else value
 
     @classmethod
     def settings_customise_sources(
@@ -153,3 +246,27 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the environment; no files."""
         return (init_settings, env_settings)
+
+
+_SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation is SecretStr}
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _keys_of(field: str, path: Path | None) -> tuple[str, ...]:
+    """The lines of a file of keys, as secrets are mounted. A file without any is an error: the door
+    would stand open.
+    """
+    if path is None:
+        return ()
+    name = PREFIX + field.upper()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"`{name}`: `{path}` cannot be read: {exc}", limit=name) from exc
+    keys = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not keys:
+        raise SettingsError(f"`{name}`: there is no key in `{path}`", limit=name)
+    return keys

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Task = Literal["binary", "multilabel", "multiclass"]
+# Of a device with its models. `restarting`: its process ended and is being started again.
+State = Literal["starting", "restarting", "ok", "idle", "failing", "stalled", "lost"]
 
 
 @dataclass(frozen=True, slots=True)

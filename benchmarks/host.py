@@ -48,8 +48,7 @@ def main() -> None:
     for frontends in asked.frontends:
         ours, rest = cores[:frontends], cores[frontends:] or cores[-1:]
         os.sched_setaffinity(0, rest)
-        # One front end is the product's default and needs no word.
-        more = {"TERNAUS_FRONTENDS": str(frontends)} if frontends > 1 else {}
+        more = {"TERNAUS_FRONTENDS": str(frontends)}
         with serving("benchmarks.servers", "null", cores=ours, **more) as server:
             rows += [measured(server, side, asked, ours, rest, frontends) for side in asked.sides]
     print(reports.table(rows))

@@ -15,14 +15,18 @@ import logging
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from app.api.app import create_app
+from app.api.app import create_app, line_of
 from app.api.server import Server, listen
 from app.engine.base import Engine
+from app.fronts.count import one_process
+from app.fronts.parts import Opening
+from app.fronts.supervisor import supervise
 from app.settings import Settings
 from benchmarks.stand_ins import NullEngine, SimulatedDevice, nothing_spec
 
@@ -38,11 +42,28 @@ def main() -> int:
     parser.add_argument("--answer-bytes", type=int, default=4000)
     asked = parser.parse_args()
     settings = Settings.read()
-    logging.basicConfig(level="INFO", stream=sys.stderr)
+    log()
     if asked.kind == "echo":
         return echo(settings, bytes(asked.answer_bytes))
     with tempfile.TemporaryDirectory() as folder:
-        return serve(settings, engine(asked, Path(folder)))
+        if one_process(settings):
+            return serve(settings, opening(asked, Path(folder)))
+        return supervise(settings, opening=partial(opening, asked, Path(folder)), log_to=log)
+
+
+def log() -> None:
+    """To standard error, where whoever started it looks for the address."""
+    logging.basicConfig(level="INFO", stream=sys.stderr)
+
+
+def opening(asked: argparse.Namespace, folder: Path) -> Opening:
+    """The only model there is; with several processes, called in that of the engine."""
+    placed = engine(asked, folder)
+    return Opening(
+        labels=lambda: (placed.spec.name,),
+        resolve=lambda label: placed.spec,
+        open_engine=lambda spec, sample: placed,
+    )
 
 
 def engine(asked: argparse.Namespace, folder: Path) -> Engine:
@@ -59,8 +80,8 @@ def engine(asked: argparse.Namespace, folder: Path) -> Engine:
     )
 
 
-def serve(settings: Settings, placed: Engine) -> int:
-    """`ternaus serve`, but for the engine."""
+def serve(settings: Settings, models: Opening) -> int:
+    """`ternaus serve` in one process, but for the engine."""
     server: Server | None = None
 
     def fail(exc: BaseException) -> None:
@@ -69,9 +90,9 @@ def serve(settings: Settings, placed: Engine) -> int:
 
     app = create_app(
         settings,
-        labels=lambda: (placed.spec.name,),
-        resolve=lambda label: placed.spec,
-        open_engine=lambda spec, sample: placed,
+        labels=models.labels,
+        resolve=models.resolve,
+        open_engine=models.open_engine,
         on_failure=fail,
     )
     server = listen(
@@ -80,6 +101,7 @@ def serve(settings: Settings, placed: Engine) -> int:
         port=settings.port,
         grace_s=settings.drain_grace_s,
         log_level="warning",
+        line=line_of(settings, app.state.house.metrics),
     )
     server.run()
     return 1 if server.failure is not None or not server.started else 0

@@ -33,7 +33,7 @@ def settings() -> str:
         if name == "cache_dir":
             shown = "`$XDG_CACHE_HOME/ternaus` or `~/.cache/ternaus`"
         else:
-            shown = "empty" if str(default) in ("", "()") else f"`{default}`"
+            shown = "empty" if str(default) in ("", "()", "None") else f"`{default}`"
         rows.append((f"`{PREFIX}{name.upper()}`", shown, field.description or ""))
     return table(("variable", "default", "what"), rows)
 

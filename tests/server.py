@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.api.app import create_app
+from app.api.app import create_app, line_of
 from app.api.server import Server, listen
 from app.encodings import base as encodings
 from app.engine.base import Engine
@@ -89,7 +89,12 @@ def running(
         on_failure=failures.append,
     )
     server = listen(
-        app, host=read.host, port=read.port, grace_s=read.drain_grace_s, log_level="error"
+        app,
+        host=read.host,
+        port=read.port,
+        grace_s=read.drain_grace_s,
+        log_level="error",
+        line=line_of(read, app.state.house.metrics),
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

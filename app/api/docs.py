@@ -1,25 +1,82 @@
 """What the service says of itself: `/`, `/docs` (Swagger UI from a package, no foreign host),
-OpenAPI.
+OpenAPI. Pages run no script but those of their own files, and nobody may frame them.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from pathlib import Path
 from typing import Any
 
 import swagger_ui_bundle
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from app import __version__
 from app.api.options import options
+from app.api.reception import needs_key
 from app.encodings import base as encodings
 from app.errors import every_error
 
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
+    "td{padding:.1rem 1rem .1rem 0}pre{background:#f3f3f3;padding:.6rem;white-space:pre-wrap}"
+)
+_START = """SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  showExtensions: true,
+  showCommonExtensions: true,
+  layout: "BaseLayout",
+});
+"""
+_DOCS = """<!doctype html><html lang="en"><meta charset="utf-8"><title>TernausNet Serve</title>
+<meta name="viewport" content="width=device-width">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" href="/docs/favicon-32x32.png">
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script></html>
+"""
+
+
+def _guarded(**sources: str) -> dict[str, str]:
+    """The headers of a page that may load from these sources alone."""
+    policy = {
+        "default-src": "'none'",
+        **{f"{kind}-src": source for kind, source in sources.items()},
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return {
+        "content-security-policy": "; ".join(f"{kind} {what}" for kind, what in policy.items()),
+        "referrer-policy": "no-referrer",
+        # For browsers that do not know `frame-ancestors`.
+        "x-frame-options": "DENY",
+        "cache-control": "no-cache",
+    }
+
+
+def _digest(text: str) -> str:
+    found = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{found}'"
+
+
+_INDEX_HEADERS = _guarded(style=_digest(_STYLE))
+# Swagger UI sets styles on its elements and draws icons and answers from `data:` and `blob:`.
+_DOCS_HEADERS = _guarded(
+    script="'self'",
+    style="'self' 'unsafe-inline'",
+    img="'self' data: blob:",
+    connect="'self'",
+)
 
 EXAMPLES = (
     (
@@ -62,7 +119,8 @@ def docs_routes(app: FastAPI) -> APIRouter:
     @router.get("/")
     async def index(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_page(str(request.base_url).rstrip("/")))
+            page = _page(str(request.base_url).rstrip("/"))
+            return HTMLResponse(page, headers={**_INDEX_HEADERS, "vary": "Accept"})
         return JSONResponse(
             {
                 "name": "TernausNet Serve",
@@ -73,13 +131,11 @@ def docs_routes(app: FastAPI) -> APIRouter:
 
     @router.get("/docs")
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="TernausNet Serve",
-            swagger_js_url="/docs/swagger-ui-bundle.js",
-            swagger_css_url="/docs/swagger-ui.css",
-            swagger_favicon_url="/docs/favicon-32x32.png",
-        )
+        return HTMLResponse(_DOCS, headers=_DOCS_HEADERS)
+
+    @router.get("/docs/start.js")
+    async def start() -> Response:
+        return Response(_START, media_type="text/javascript")
 
     @router.get("/docs/{name}")
     async def asset(name: str) -> Response:
@@ -104,16 +160,17 @@ def _page(url: str) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>TernausNet Serve</title>'
         '<meta name="viewport" content="width=device-width">'
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;"
-        "padding:0 1rem}td{padding:.1rem 1rem .1rem 0}"
-        "pre{background:#f3f3f3;padding:.6rem;white-space:pre-wrap}</style>"
+        f"<style>{_STYLE}</style>"
         f"<h1>TernausNet Serve {__version__}</h1><p>A picture in, a mask out.</p>"
         f"<table>{places}</table><h2>Examples</h2>{examples}</html>"
     )
 
 
-def openapi_of(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: FastAPI's for the plain routes, ours for `/segment`. Made once."""
+def openapi_of(app: FastAPI, *, keys: bool = False) -> dict[str, Any]:
+    """The OpenAPI document: FastAPI's for the plain routes, ours for `/segment`. Made once.
+
+    `keys`: this server asks for one wherever it is not said otherwise.
+    """
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,
@@ -132,8 +189,22 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
                 refusal = operation["responses"].get("422", {})
                 if "application/json" in refusal.get("content", {}):
                     del operation["responses"]["422"]
+        if keys:
+            _lock(schema)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _lock(schema: dict[str, Any]) -> None:
+    schema["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            if needs_key(path):
+                operation["security"] = [{"bearer": []}, {"header": []}]
+                operation["responses"].setdefault("401", _refusal(["key_required"]))
 
 
 def _description() -> str:
@@ -206,7 +277,7 @@ def _segment_operation() -> dict[str, Any]:
                 "description": "The mask.",
                 "headers": {
                     name: {"schema": {"type": "string"}, "description": words}
-                    for name, words in _HEADERS.items()
+                    for name, words in ANSWERS.items()
                 },
                 "content": _answers(),
             },
@@ -231,25 +302,26 @@ def _refusals() -> dict[str, Any]:
     """One response per status that a request can meet, naming its codes."""
     codes: dict[int, list[str]] = {}
     for error in every_error():
-        if error.status in (400, 404, 406, 408, 413, 415, 422, 500, 503, 504) and not (
+        if error.status in (400, 404, 406, 408, 413, 414, 415, 422, 431, 500, 503, 504) and not (
             error.__name__.startswith(
                 ("Store", "Manifest", "Model", "Checkpoint", "Training", "Settings")
             )
             and error.__name__ != "ModelNotFound"
         ):
             codes.setdefault(error.status, []).append(error.code)
+    return {str(status): _refusal(found) for status, found in sorted(codes.items())}
+
+
+def _refusal(codes: list[str]) -> dict[str, Any]:
     return {
-        str(status): {
-            "description": "`code`: " + ", ".join(f"`{code}`" for code in found),
-            "content": {
-                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-            },
-        }
-        for status, found in sorted(codes.items())
+        "description": "`code`: " + ", ".join(f"`{code}`" for code in codes),
+        "content": {
+            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+        },
     }
 
 
-_HEADERS = {
+ANSWERS = {
     "X-Request-Id": "The client's own, or a new one.",
     "X-Model": "`name@version` that answered.",
     "Server-Timing": "Milliseconds of receive, decode, queue, infer, encode.",
@@ -272,6 +344,7 @@ _PROBLEM = {
         "code": {"type": "string"},
         "instance": {"type": "string"},
         "request_id": {"type": "string"},
+        "trace_id": {"type": "string"},
         "limit": {"type": "string"},
         "limit_value": {},
         "retry_after_ms": {"type": "integer"},

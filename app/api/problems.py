@@ -11,12 +11,13 @@ import logging
 import math
 from typing import Any
 
-from app.errors import Overloaded, QueueFull, TernausError, Unavailable
+from app.errors import KeyRequired, Overloaded, QueueFull, TernausError, Unavailable
 
 log = logging.getLogger("ternaus.api")
 
 MEDIA_TYPE = "application/problem+json"
 Header = tuple[bytes, bytes]
+CHALLENGE = (b"www-authenticate", b'Bearer realm="ternaus"')
 
 
 def status_of(exc: BaseException, *, overload_status: int = 503) -> int:
@@ -27,14 +28,20 @@ def status_of(exc: BaseException, *, overload_status: int = 503) -> int:
 
 
 def problem(
-    exc: BaseException, *, request_id: str, instance: str, overload_status: int = 503
+    exc: BaseException,
+    *,
+    request_id: str,
+    instance: str,
+    trace_id: str = "",
+    overload_status: int = 503,
 ) -> tuple[int, list[Header], bytes]:
     """Status, headers and body that tell a client of `exc`; nothing internal leaks."""
     status = status_of(exc, overload_status=overload_status)
     if isinstance(exc, TernausError):
         code, title, detail, members = exc.code, exc.title, exc.detail, exc.members()
     else:
-        log.error("request %s failed", request_id, exc_info=exc)
+        fields = {"request_id": request_id} | ({"trace_id": trace_id} if trace_id else {})
+        log.error("request failed", exc_info=exc, extra={"fields": fields})
         code, title = TernausError.code, TernausError.title
         detail, members = "something broke on our side; the log has it under the request id", {}
     body = document(
@@ -44,9 +51,12 @@ def problem(
         detail=detail,
         request_id=request_id,
         instance=instance,
+        **({"trace_id": trace_id} if trace_id else {}),
         **members,
     )
     headers = [(b"content-type", MEDIA_TYPE.encode())]
+    if isinstance(exc, KeyRequired):
+        headers.append(CHALLENGE)
     if isinstance(exc, Unavailable):
         # RFC 9110, section 10.2.3: whole seconds; zero would mean "at once".
         headers.append((b"retry-after", str(max(1, math.ceil(exc.retry_after_s))).encode()))

@@ -5,38 +5,19 @@ stage.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 from app.api.forms import parse_form
+from app.api.journal import Journal
 from app.api.limits import read_body, timeout_s
 from app.api.options import Asks
-from app.api.problems import Header, problem, status_of
+from app.api.problems import Header, problem
+from app.api.visits import Receive, Scope, Send, Tracing, Visit, visit_of
 from app.errors import BadParameter, ClientGone, EmptyBody, PictureUnsupported, TernausError
 from app.serving.admission import Admission, Permit
 from app.serving.clock import Clock
 from app.serving.metrics import Metrics
 from app.serving.segmenter import Answer, Ask, Segmenter, Timings
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
-
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-# Drawn once: asking the kernel for every request gives the interpreter away in the middle of it.
-_OURS = os.urandom(10).hex()
-_COUNT = itertools.count(1)
-
-
-def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """The client's `X-Request-Id`, if it is short and printable, or a new one: 32 digits, of this
-    process and this request.
-    """
-    given = headers.get(b"x-request-id", b"")
-    return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_OURS}{next(_COUNT):012x}"
 
 
 class SegmentEndpoint:
@@ -55,6 +36,8 @@ class SegmentEndpoint:
         body_timeout_s: float,
         overload_status: int,
         closing: Callable[[], bool],
+        journal: Journal,
+        tracing: Tracing | None = None,
     ) -> None:
         self._segmenter = segmenter
         self._admission = admission
@@ -64,36 +47,40 @@ class SegmentEndpoint:
         self._body_timeout = body_timeout_s
         self._overload_status = overload_status
         self._closing = closing
+        self._journal = journal
+        self._tracing = tracing
         self._asks = Asks()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived = self._clock.now()
         headers = dict(scope["headers"])
-        request_id = request_id_of(headers)
+        visit = visit_of(scope, headers, self._clock.now())
+        ended = self._tracing.begin(scope, visit) if self._tracing is not None else None
         try:
-            answer = await self._answer(scope, headers, receive, arrived)
+            answer = await self._answer(scope, headers, receive, visit)
         except ClientGone as exc:
-            self._count(exc, arrived)
+            status, visit.reason = exc.status, exc.code
             self._metrics.cancelled.labels("request").inc()
-            return
-        except asyncio.CancelledError:
-            raise
         except Exception as exc:
-            self._count(exc, arrived)
             status, extra, body = problem(
                 exc,
-                request_id=request_id,
+                request_id=visit.request_id,
+                trace_id=visit.trace_id,
                 instance=self.route,
                 overload_status=self._overload_status,
             )
-            await self._send(send, status, [*extra, (b"x-request-id", request_id.encode())], body)
-            return
-        await self._send(send, 200, self._headers(answer, request_id, arrived), answer.body)
-        self._count(None, arrived)
+            visit.reason = getattr(exc, "code", TernausError.code)
+            await self._send(send, visit, status, [*extra, *visit.headers()], body)
+        else:
+            status = 200
+            await self._send(send, visit, status, self._headers(answer, visit), answer.body)
+        self._count(scope, visit, status)
+        if ended is not None:
+            ended(status)
 
     async def _answer(
-        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, arrived: float
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, visit: Visit
     ) -> Answer:
+        arrived, timings = visit.arrived, visit.timings
         deadline = arrived + timeout_s(headers.get(b"x-request-timeout-ms"), self._request_timeout)
         content_type = headers.get(b"content-type", b"")
         form = content_type.lower().startswith(b"multipart/form-data")
@@ -105,7 +92,6 @@ class SegmentEndpoint:
                 "a `Content-Encoding` is not supported; pictures are compressed already"
             )
         length = _content_length(headers)
-        timings = Timings()
         with self._admission.admit(deadline=deadline, content_length=length) as permit:
             data = await read_body(
                 receive,
@@ -115,6 +101,7 @@ class SegmentEndpoint:
                 silence_s=self._body_timeout,
                 clock=self._clock,
             )
+            visit.received = len(data)
             if form:
                 parsed = parse_form(data, content_type)
                 data = parsed.file
@@ -163,12 +150,12 @@ class SegmentEndpoint:
             gone.remove_done_callback(leave)
             gone.cancel()
 
-    def _headers(self, answer: Answer, request_id: str, arrived: float) -> list[Header]:
+    def _headers(self, answer: Answer, visit: Visit) -> list[Header]:
         timings = answer.timings
-        total = self._clock.now() - arrived
+        total = self._clock.now() - visit.arrived
         found = [
             (b"content-type", answer.encoding.media_type.encode()),
-            (b"x-request-id", request_id.encode()),
+            *visit.headers(),
             (b"x-model", f"{answer.mask.model}@{answer.mask.version}".encode()),
             (b"server-timing", timings.header().encode()),
             (b"x-queue-time", b"%d" % round(timings.queue * 1000)),
@@ -180,7 +167,10 @@ class SegmentEndpoint:
             found.append((b"x-orientation-applied", str(answer.orientation).encode()))
         return found
 
-    async def _send(self, send: Send, status: int, headers: list[Header], body: bytes) -> None:
+    async def _send(
+        self, send: Send, visit: Visit, status: int, headers: list[Header], body: bytes
+    ) -> None:
+        visit.sent = len(body)
         headers.append((b"content-length", b"%d" % len(body)))
         if self._closing():
             # A client on a kept-alive connection should find another replica for its next request.
@@ -188,10 +178,13 @@ class SegmentEndpoint:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _count(self, exc: BaseException | None, arrived: float) -> None:
-        code = 200 if exc is None else status_of(exc, overload_status=self._overload_status)
-        reason = "ok" if exc is None else getattr(exc, "code", TernausError.code)
-        self._metrics.request(self.route, str(code), reason, self._clock.now() - arrived)
+    def _count(self, scope: Scope, visit: Visit, status: int) -> None:
+        """Metrics and log line of a request that is done."""
+        now = self._clock.now()
+        self._metrics.requests.labels(self.route, str(status), visit.reason).inc()
+        self._metrics.images.labels(visit.reason).inc()
+        self._metrics.request_seconds.labels(self.route).observe(now - visit.arrived)
+        self._journal.enter(scope, visit, status, now)
 
 
 def _content_length(headers: dict[bytes, bytes]) -> int | None:

@@ -10,24 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
+from app.api.connections import Line
 from app.serving.house import House
 
 log = logging.getLogger("ternaus.server")
+
+# Files that are open besides connections: models, libraries, logs.
+_OTHER_FILES = 256
 
 
 class Server(uvicorn.Server):
     """One process, one application, one house."""
 
-    def __init__(self, config: uvicorn.Config, *, grace_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, grace_s: float, on_listening: Callable[[str], None]
+    ) -> None:
         super().__init__(config)
         self._grace = grace_s
+        self._on_listening = on_listening
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
@@ -46,7 +55,7 @@ class Server(uvicorn.Server):
             for server in self.servers:
                 for listening in server.sockets:
                     host, port, *_ = listening.getsockname()
-                    log.info("listening on http://%s:%d (documentation at /docs)", host, port)
+                    self._on_listening(f"http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop now. Not passed on, so that the exit code is ours."""
@@ -57,9 +66,12 @@ class Server(uvicorn.Server):
             self.should_exit = True
         else:
             grace = 0.0 if sig == signal.SIGINT else self._grace
-            self._loop.call_soon_threadsafe(self._begin_drain, grace)
+            self._loop.call_soon_threadsafe(self.drain, grace)
 
-    def _begin_drain(self, grace_s: float) -> None:
+    def drain(self, grace_s: float) -> None:
+        """Begin to end, as SIGTERM does. On the event loop; once is enough."""
+        if self._drain is not None:
+            return
         log.info("shutting down: not ready; serving for another %g s, then finishing", grace_s)
         self._house.drain()
         self._drain = asyncio.ensure_future(self._finish(grace_s))
@@ -78,15 +90,31 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(setattr, self, "should_exit", True)
 
 
-def listen(app: Any, *, host: str, port: int, grace_s: float, log_level: str) -> Server:
-    """A server for `app`, not yet running."""
+def say_listening(address: str) -> None:
+    """For people, and for whoever reads the log to find the port."""
+    log.info("listening on %s (documentation at /docs)", address)
+
+
+def listen(
+    app: Any,
+    *,
+    host: str,
+    port: int,
+    grace_s: float,
+    log_level: str,
+    line: Line | None = None,
+    on_listening: Callable[[str], None] = say_listening,
+) -> Server:
+    """A server for `app`, not yet running. `line` says what connections may do."""
+    line = line or Line()
+    _make_room(line.max_connections)
     return Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
             loop="uvloop",
-            http="httptools",
+            http=line,  # type: ignore[arg-type]  # makes a protocol, as its class would
             ws="none",
             lifespan="on",
             access_log=False,
@@ -100,4 +128,14 @@ def listen(app: Any, *, host: str, port: int, grace_s: float, log_level: str) ->
             backlog=2048,
         ),
         grace_s=grace_s,
+        on_listening=on_listening,
     )
+
+
+def _make_room(connections: int) -> None:
+    """File descriptors for so many connections, and for refusing as many again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        enough = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))

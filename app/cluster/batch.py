@@ -40,7 +40,7 @@ class Worker:
         store, engines = store_of(settings), engines_of(settings)
         self._ask = ask
         self._desk = Desk(
-            lambda: House(rules_of(settings), resolve=store.resolve, open_engine=engines),
+            lambda: House.local(rules_of(settings), resolve=store.resolve, open_engine=engines),
             labels_of(settings, store) if ask.model is None else (ask.model,),
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -12,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.base import Engine, Precision
+from app.engine.drivers import DRIVER_TRACES, driver_present
 from app.engine.findings import key_of, recall, remember
 from app.engine.options import EngineOptions
 from app.engine.trials import batches_that_pay, precision_pays
 from app.errors import EngineError
 from app.types import ModelSpec, Pixels
 
-__all__ = ["EngineOptions", "driver_present", "open_engine"]
+__all__ = ["DRIVER_TRACES", "EngineOptions", "driver_present", "open_engine"]
 
-# Where an NVIDIA driver shows itself: Linux, in containers, Windows' Linux, and Tegra boards.
-DRIVER_TRACES = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia", "/dev/dxg", "/dev/nvgpu")
 CPU_BATCHES = (1, 2, 4)
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -150,11 +148,6 @@ def _backend(spec: ModelSpec, options: EngineOptions) -> Backend:
     if options.backend == "openvino":
         raise EngineError("`backend` openvino was asked for and openvino is not installed")
     return _torch_cpu(spec, options)
-
-
-def driver_present(traces: tuple[str, ...] = DRIVER_TRACES) -> bool:
-    """Whether an NVIDIA driver may be here. A cheap no spares the import of torch (2 s, 300 MB)."""
-    return os.name == "nt" or any(Path(trace).exists() for trace in traces)
 
 
 def _cuda_device(asked: str) -> str:

@@ -17,26 +17,18 @@ import bisect
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 
 from app.errors import BodyTooLarge, Draining, NotReady, Overloaded, PictureTooLarge, QueueFull
+from app.serving.bounds import Bounds, Doors, Inside, OneDoor
 from app.serving.clock import Clock
+
+__all__ = ["Admission", "Bounds", "Permit"]
 
 # Predictions that are looked back at: so many, so long, and the share of them that must hold.
 _WINDOW = 128
 _MEMORY_S = 10.0
 _HOLDS = 0.99
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much may be inside at once; the names are those of the settings."""
-
-    max_requests: int
-    max_body_bytes: int
-    max_body_bytes_in_flight: int
-    max_pixels_in_flight: int
 
 
 class Permit:
@@ -60,10 +52,8 @@ class Permit:
                 limit="TERNAUS_MAX_BODY_BYTES",
                 limit_value=bounds.max_body_bytes,
             )
-        if (
-            self._door.bytes + count > bounds.max_body_bytes_in_flight
-            and self._door.bytes > self._bytes
-        ):
+        held = self._door.bytes + self._door.doors.others().bytes
+        if held + count > bounds.max_body_bytes_in_flight and held > self._bytes:
             raise QueueFull(
                 "too many bytes are being worked on (TERNAUS_MAX_BODY_BYTES_IN_FLIGHT)",
                 limit="TERNAUS_MAX_BODY_BYTES_IN_FLIGHT",
@@ -72,6 +62,7 @@ class Permit:
             )
         self._bytes += count
         self._door.bytes += count
+        self._door.tell()
 
     def add_pixels(self, count: int) -> None:
         """A picture of `count` pixels is about to be decoded. Raises QueueFull or
@@ -85,7 +76,8 @@ class Permit:
                 limit="TERNAUS_MAX_PIXELS_IN_FLIGHT",
                 limit_value=bounds.max_pixels_in_flight,
             )
-        if self._door.pixels + count > bounds.max_pixels_in_flight:
+        held = self._door.pixels + self._door.doors.others().pixels
+        if held + count > bounds.max_pixels_in_flight:
             raise QueueFull(
                 "too many pixels are being worked on (TERNAUS_MAX_PIXELS_IN_FLIGHT)",
                 limit="TERNAUS_MAX_PIXELS_IN_FLIGHT",
@@ -94,12 +86,14 @@ class Permit:
             )
         self._pixels += count
         self._door.pixels += count
+        self._door.tell()
 
     def in_queue(self) -> None:
         """Its tiles are in the batcher's queue now and counted there."""
         if self._coming:
             self._coming = False
             self._door.coming -= 1
+            self._door.tell()
 
     def begin(self) -> None:
         """The body is there: from now on the time is ours."""
@@ -125,6 +119,7 @@ class Permit:
         self._door.leave()
         self._door.bytes -= self._bytes
         self._door.pixels -= self._pixels
+        self._door.tell()
 
     def __enter__(self) -> Permit:
         return self
@@ -149,8 +144,10 @@ class Admission:
         backlog_s: Callable[[], float],
         ready: Callable[[], bool],
         refused: Callable[[str], None] = lambda reason: None,
+        doors: Doors | None = None,
     ) -> None:
         self.bounds = bounds
+        self.doors = doors or OneDoor()
         self.requests = 0
         self.bytes = 0
         self.pixels = 0
@@ -176,6 +173,10 @@ class Admission:
         self.requests -= 1
         if self.requests == 0:
             self._empty.set()
+
+    def tell(self) -> None:
+        """Let the other doors know what is inside."""
+        self.doors.tell(Inside(self.requests, self.bytes, self.pixels, self.coming))
 
     async def emptied(self) -> None:
         """Return once no request is inside."""
@@ -209,7 +210,7 @@ class Admission:
 
     def wait_s(self) -> float:
         """Predicted seconds of work that is inside already."""
-        return self._backlog_s() + self.coming * self._mean_s
+        return self._backlog_s() + (self.coming + self.doors.others().coming) * self._mean_s
 
     def admit(self, *, deadline: float, content_length: int | None) -> Permit:
         """Let a request in, or raise Draining, NotReady, QueueFull, Overloaded or BodyTooLarge."""
@@ -232,15 +233,16 @@ class Admission:
                 limit="TERNAUS_MAX_BODY_BYTES",
                 limit_value=bounds.max_body_bytes,
             )
-        if self.requests >= bounds.max_requests:
+        inside = self.requests + self.doors.others().requests
+        if inside >= bounds.max_requests:
             raise QueueFull(
-                f"{self.requests} requests are being worked on (TERNAUS_MAX_REQUESTS)",
+                f"{inside} requests are being worked on (TERNAUS_MAX_REQUESTS)",
                 limit="TERNAUS_MAX_REQUESTS",
                 limit_value=bounds.max_requests,
                 retry_after_s=max(1.0, self.wait_s() / 2),
             )
         left = deadline - self._clock.now()
-        wait = self.wait_s() + self._mean_s + self.slip_s() if self.requests else 0.0
+        wait = self.wait_s() + self._mean_s + self.slip_s() if inside else 0.0
         if wait > left:
             raise Overloaded(
                 f"estimated wait {wait * 1000:.0f} ms exceeds the time left, {left * 1000:.0f} ms",

@@ -35,7 +35,7 @@ from app.errors import (
 )
 from app.serving.clock import Clock
 from app.serving.costs import Costs
-from app.serving.lanes import Item, Lane, Lanes, Outcome, Taken, stack
+from app.serving.lanes import Flow, Item, Lane, Lanes, Outcome, Taken, stack
 from app.types import Inference, Pixels
 
 log = logging.getLogger("ternaus.batcher")
@@ -135,6 +135,13 @@ class Batcher:
             elif self._staged is None and self._lanes.full(item.lane, now):
                 self._room.notify()
 
+    def forget(self, flow: Flow) -> None:
+        """Nobody waits for this request any more; what is left of it is dropped."""
+        with self._changed:
+            flow.gone = True
+            if flow.waiting:
+                (self._room if self._running else self._changed).notify()
+
     def expect(self, lane: Lane, count: int) -> None:
         """Tell that `count` tiles of this lane are (or, negative, are no longer) on their way."""
         with self._changed:
@@ -147,6 +154,13 @@ class Batcher:
         """Predicted seconds of `items` tiles of `lane` on an idle device."""
         with self._changed:
             return self._lanes.predict_s(lane, items, self._clock.now())
+
+    def learnt(self, lane: Lane) -> tuple[float, float, int]:
+        """What `predicted_s` rests on: seconds per tile and per launch, most tiles of a launch."""
+        with self._changed:
+            costs, largest = self._lanes.costs, self._lanes.largest(lane, self._clock.now())
+            fit = costs.fit(lane) or (costs.seconds_per_pixel * lane.pixels, 0.0)
+            return (*fit, largest)
 
     def estimated_wait_s(self) -> float:
         """Predicted seconds until new work would begin."""
@@ -215,6 +229,7 @@ class Batcher:
                 "oldest_age_seconds": 0.0 if oldest is None else now - oldest,
                 "estimated_wait_seconds": wait,
                 "busy_seconds": self._busy_s + running,
+                "seconds_per_pixel": self._lanes.costs.seconds_per_pixel,
             }
 
     def close(self, timeout_s: float | None = 10.0) -> None:
@@ -258,8 +273,9 @@ class Batcher:
 
     def _tell(self, taken: Taken) -> None:
         """Those that were taken and go no further."""
-        for _ in taken.dropped:
+        for item in taken.dropped:
             self._observer.dropped("queue", "client_gone")
+            self._release(item)
         for item in taken.expired:
             self._expire(item)
 
@@ -327,6 +343,7 @@ class Batcher:
         for index, item in enumerate(staged.items):
             if item.flow.gone:
                 self._observer.dropped("staged", "client_gone")
+                self._release(item)
             elif now >= item.flow.deadline:
                 self._expire(item)
             else:
@@ -391,15 +408,23 @@ class Batcher:
         if item.delivered:
             return
         item.delivered = True
-        if item.flow.gone:
-            self._observer.dropped("computed", "client_gone")
-            return
         try:
-            item.deliver(item, outcome)
+            if item.flow.gone:
+                self._observer.dropped("computed", "client_gone")
+            else:
+                item.deliver(item, outcome)
         except (
             Exception
         ):  # a waiter that vanished (a closed event loop) must not hurt its neighbours
             log.exception("an outcome could not be delivered")
+        self._release(item)
+
+    @staticmethod
+    def _release(item: Item) -> None:
+        try:
+            item.release(item)
+        except Exception:
+            log.exception("the pixels of a tile could not be given back")
 
     def _expire(self, item: Item) -> None:
         self._observer.dropped("queue", "deadline")

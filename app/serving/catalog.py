@@ -82,11 +82,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model that answers."""
+    """A model that answers. `sample` is None where the engine is in another process, which has
+    it.
+    """
 
     spec: ModelSpec
     engine: Engine
-    sample: Sample
+    sample: Sample | None
 
 
 class Catalog:
@@ -118,6 +120,10 @@ class Catalog:
                 model.engine.close()
             raise
         self._open = opened
+
+    def show(self, models: Mapping[str, OpenModel]) -> None:
+        """These are open, by `name@version`; somebody else opened them."""
+        self._open = dict(models)
 
     def _open_one(self, label: str) -> OpenModel:
         spec = self._resolve(label)

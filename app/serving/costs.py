@@ -35,6 +35,15 @@ class Costs:
         known = self._seconds_per_pixel
         self._seconds_per_pixel = rate if known == 0.0 else known + 0.2 * (rate - known)
 
+    @property
+    def seconds_per_pixel(self) -> float:
+        """The mean of the last launches of all lanes; 0.0 if nothing ran yet."""
+        return self._seconds_per_pixel
+
+    def fit(self, lane: Hashable) -> tuple[float, float] | None:
+        """Seconds (per item, per launch) of a lane; None if it never ran."""
+        return self._fits.get(lane)
+
     def predict(self, lane: Hashable, *, items: int, pixels: int, largest: int) -> float:
         """Seconds for `items` tiles launched in batches of at most `largest`; 0.0 if nothing ran
         yet.

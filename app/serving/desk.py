@@ -33,7 +33,7 @@ async def segment_bytes(house: House, data: bytes, ask: Ask) -> Answer:
 class Desk:
     """Takes pictures from any thread, several at once.
 
-    with Desk(lambda: House(...), ("buildings",)) as desk:
+    with Desk(lambda: House.local(...), ("buildings",)) as desk:
         answers = desk.segment([jpeg, png], Ask(format="rle"))
 
     Raises what opening the models raises.

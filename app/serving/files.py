@@ -60,7 +60,7 @@ def segment_files(
     work = list(find(pictures))
 
     async def run() -> int:
-        house = House(rules, resolve=resolve, open_engine=open_engine)
+        house = House.local(rules, resolve=resolve, open_engine=open_engine)
         try:
             await house.open(labels)
             return await _all(house)

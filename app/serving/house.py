@@ -1,8 +1,9 @@
-"""Everything that serves, put together and taken apart in order: the device's half and the host's.
+"""Everything that serves, put together and taken apart in order: the host's half and the device's.
 
-    house = House(parts...); await house.open(labels); ...; house.drain(); await house.close()
+    house = House.local(rules, ...); await house.open(labels); house.drain(); await house.close()
 
-Lives on one event loop. Knows no HTTP: the API and the command line both stand on it.
+Lives on one event loop. Knows no HTTP: the API and the command line both stand on it. Where the
+device is, here or in another process, it does not know either.
 """
 
 from __future__ import annotations
@@ -13,52 +14,35 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-from app.errors import TernausError
 from app.imaging.bounds import DecodeLimits
-from app.serving.admission import Admission, Bounds
-from app.serving.batcher import Batcher
-from app.serving.catalog import Catalog, OpenEngine, Resolve
+from app.serving.admission import Admission
+from app.serving.bounds import Doors
+from app.serving.catalog import OpenEngine, Resolve
 from app.serving.clock import Clock, RealClock
+from app.serving.device import Device, LocalDevice
 from app.serving.layout import Tiling
 from app.serving.metrics import Metrics
+from app.serving.rules import Rules
 from app.serving.segmenter import Segmenter
+
+__all__ = ["House", "Rules"]
 
 log = logging.getLogger("ternaus.house")
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The plain values that serving needs; the names are those of the settings."""
-
-    bounds: Bounds
-    max_pixels: int
-    max_decoded_bytes: int
-    whole_pixels: int
-    tile: int
-    default_model: str = ""
-    host_threads: int = 0
-    tiles_in_flight: int = 4
-    max_batch: int = 32
-    max_batch_pixels: int = 8_388_608
-    max_hold_s: float = 0.002
-    stall_after_s: float = 60.0
-    canary_s: float = 30.0
-
-
 class House:
-    """A catalog of models on one device, with its batcher, door, segmenter and figures."""
+    """A device with its models behind a door, a segmenter and figures."""
 
     def __init__(
         self,
         rules: Rules,
+        device: Device,
         *,
-        resolve: Resolve,
-        open_engine: OpenEngine,
+        metrics: Metrics,
         clock: Clock | None = None,
-        on_lost: Callable[[BaseException], None] = lambda exc: None,
+        doors: Doors | None = None,
     ) -> None:
         limits = DecodeLimits(
             max_pixels=rules.max_pixels, max_decoded_bytes=rules.max_decoded_bytes
@@ -66,38 +50,24 @@ class House:
         tiling = Tiling(whole_pixels=rules.whole_pixels, side=rules.tile)
         self.draining = False
         self.clock = clock or RealClock()
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.started = time.time()
-        self._canary_s = rules.canary_s
-        self._canary_failure: TernausError | None = None
-        self._canary: asyncio.Task[None] | None = None
+        self.device = device
+        self.catalog = device.catalog
         self.host = ThreadPoolExecutor(
             rules.host_threads or len(os.sched_getaffinity(0)), thread_name_prefix="ternaus-host"
-        )
-        self.batcher = Batcher(
-            clock=self.clock,
-            observer=self.metrics,
-            max_batch=rules.max_batch,
-            max_batch_pixels=rules.max_batch_pixels,
-            max_hold_s=rules.max_hold_s,
-            stall_after_s=rules.stall_after_s,
-            on_lost=on_lost,
-        )
-        self.catalog = Catalog(
-            resolve=resolve,
-            open_engine=open_engine,
-            default=rules.default_model,
         )
         self.admission = Admission(
             rules.bounds,
             clock=self.clock,
-            backlog_s=self.batcher.estimated_wait_s,
+            backlog_s=device.queue.estimated_wait_s,
             ready=lambda: self.able,
             refused=lambda reason: self.metrics.rejected.labels(reason).inc(),
+            doors=doors,
         )
         self.segmenter = Segmenter(
             catalog=self.catalog,
-            batcher=self.batcher,
+            queue=device.queue,
             metrics=self.metrics,
             clock=self.clock,
             host=self.host,
@@ -107,40 +77,37 @@ class House:
         )
         self.metrics.watch(self.figures)
 
+    @classmethod
+    def local(
+        cls,
+        rules: Rules,
+        *,
+        resolve: Resolve,
+        open_engine: OpenEngine,
+        clock: Clock | None = None,
+        on_lost: Callable[[BaseException], None] = lambda exc: None,
+    ) -> House:
+        """Everything in this process."""
+        metrics, clock = Metrics(), clock or RealClock()
+        device = LocalDevice(
+            rules,
+            resolve=resolve,
+            open_engine=open_engine,
+            metrics=metrics,
+            clock=clock,
+            on_lost=on_lost,
+        )
+        return cls(rules, device, metrics=metrics, clock=clock)
+
     async def open(self, labels: tuple[str, ...]) -> None:
         """Open the models and begin. Raises the first error; nothing is then ready."""
-        self.batcher.start()
-        await asyncio.to_thread(self.catalog.open, labels)
-        for model in self.catalog.models.values():
-            spec, engine = model.spec, model.engine.describe()
-            self.metrics.model_info.labels(
-                spec.name, spec.version, spec.digest, engine.get("device"), engine.get("precision")
-            ).set(1)
+        await self.device.open(labels)
         log.info("ready after %.1f s", time.time() - self.started)
-        if self._canary_s:
-            self._canary = asyncio.create_task(self._sing())
-
-    async def _sing(self) -> None:
-        """With no traffic nobody would notice a dead device: try it on each model's own sample."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._canary_s / 4)
-            if self.batcher.idle_for_s() < self._canary_s or self.batcher.state() != "idle":
-                continue
-            for model in list(self.catalog.models.values()):
-                try:
-                    await loop.run_in_executor(
-                        None, self.batcher.exclusively, model.sample.test, model.engine
-                    )
-                    self._canary_failure = None
-                except TernausError as exc:
-                    self._canary_failure = exc
-                    log.critical("model %s no longer gives its own mask: %s", model.spec.label, exc)
 
     @property
     def able(self) -> bool:
         """Models are open and the device works."""
-        return self.catalog.ready and self._canary_failure is None and self.live
+        return self.catalog.ready and self.device.state in ("ok", "idle")
 
     @property
     def ready(self) -> bool:
@@ -150,43 +117,38 @@ class House:
     @property
     def live(self) -> bool:
         """Nothing that only a restart would cure."""
-        return self.batcher.state() in ("ok", "idle")
+        return self.device.state not in ("lost", "stalled")
 
     @property
     def state(self) -> str:
         """One word for people and probes."""
-        state = self.batcher.state()
-        if state in ("lost", "stalled"):
-            return state
-        if self._canary_failure is not None:
-            return "failing"
-        if self.draining:
+        state = self.device.state
+        if self.draining and state not in ("lost", "stalled", "failing"):
             return "draining"
-        return state if self.catalog.ready else "starting"
+        return state
 
     def figures(self) -> dict[str, float]:
-        """Gauges of this moment."""
+        """Gauges of this moment, over all processes."""
+        others = self.admission.doors.others()
         return {
-            **self.batcher.figures(),
-            "requests": self.admission.requests,
-            "body_bytes": self.admission.bytes,
-            "body_pixels": self.admission.pixels,
+            **self.device.figures(),
+            "requests": self.admission.requests + others.requests,
+            "body_bytes": self.admission.bytes + others.bytes,
+            "body_pixels": self.admission.pixels + others.pixels,
             "ready": float(self.ready),
             "live": float(self.live),
         }
 
     def describe(self) -> dict[str, Any]:
         """For people: what `/health` shows."""
-        failures = {label: exc.detail for label, exc in self.catalog.failures.items()}
-        if self._canary_failure is not None:
-            failures["canary"] = self._canary_failure.detail
         return {
+            "process": os.getpid(),
             "state": self.state,
             "ready": self.ready,
             "live": self.live,
             "uptime_seconds": round(time.time() - self.started, 1),
             "models": self.catalog.describe() if self.catalog.ready else [],
-            "failures": failures,
+            "failures": self.device.failures(),
             "figures": {name: round(value, 6) for name, value in self.figures().items()},
         }
 
@@ -202,8 +164,5 @@ class House:
     async def close(self) -> None:
         """Finish what is inside, then give the device back."""
         self.refuse()
-        if self._canary is not None:
-            self._canary.cancel()
-        await asyncio.to_thread(self.batcher.close)
         await asyncio.to_thread(self.host.shutdown)
-        self.catalog.close()
+        await self.device.close()

@@ -68,18 +68,23 @@ class Flow:
     """
 
     deadline: float
-    weight: float = 1.0
     priority: int = 0
     gone: bool = False
     finish: float = 0.0
     waiting: int = 0
+    weight: float = 1.0
+
+
+def _keep(item: Item) -> None:
+    """For pixels that belong to the item alone."""
 
 
 @dataclass(slots=True, eq=False)
 class Item:
     """One tile in the queue. It owns its way back: `deliver` is called once, from any thread.
 
-    `device_s` is its share of the batch it was computed in.
+    `device_s` is its share of the batch it was computed in. `release` is called once too, after
+    `deliver` or instead of it: nobody looks at the pixels any more.
     """
 
     lane: Lane
@@ -94,6 +99,7 @@ class Item:
     launched: float = 0.0
     device_s: float = 0.0
     delivered: bool = False
+    release: Callable[[Item], None] = _keep
 
     def __lt__(self, other: Item) -> bool:
         return self._key() < other._key()

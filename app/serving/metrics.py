@@ -9,17 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from app.serving.lanes import Lane
+from app.serving.series import Book, Counter, Gauge, Histogram
 
 DURATIONS = tuple(round(0.00025 * 1.5**i, 6) for i in range(30))
 BATCHES = tuple(float(2**i) for i in range(10))
@@ -28,117 +22,95 @@ BATCHES = tuple(float(2**i) for i in range(10))
 class Metrics:
     """Counters and histograms; also what the batcher reports to (its Observer)."""
 
-    def __init__(self) -> None:
-        # A `_created` series beside every counter doubles the page and says nothing here.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+    def __init__(self, book: Book | None = None) -> None:
+        """`book`: of several processes, with the numbers of the others; none: of this one alone."""
+        self.book = book or Book()
         self.registry = CollectorRegistry()
-        registry = self.registry
+        book = self.book
         self.requests = Counter(
-            "ternaus_requests", "Requests answered", ["route", "code", "reason"], registry=registry
+            "ternaus_requests", "Requests answered", ["route", "code", "reason"], book=book
         )
         self.request_seconds = Histogram(
             "ternaus_request_duration_seconds",
             "Headers to last byte",
             ["route"],
             buckets=DURATIONS,
-            registry=registry,
+            book=book,
         )
         self.stage_seconds = Histogram(
             "ternaus_stage_duration_seconds",
             "Time of a request in each stage",
             ["stage"],
             buckets=DURATIONS,
-            registry=registry,
+            book=book,
         )
         self.batch_images = Histogram(
             "ternaus_batch_images",
             "Tiles in a launched batch",
             ["model"],
             buckets=BATCHES,
-            registry=registry,
+            book=book,
         )
         self.batch_fill = Histogram(
             "ternaus_batch_fill_ratio",
             "Tiles in a batch by what would fit",
             ["model"],
             buckets=tuple(i / 8 for i in range(1, 9)),
-            registry=registry,
+            book=book,
         )
         self.batch_seconds = Histogram(
             "ternaus_batch_duration_seconds",
             "Device time of a batch",
             ["model"],
             buckets=DURATIONS,
-            registry=registry,
+            book=book,
         )
         self.batches = Counter(
             "ternaus_batches",
             "Batches launched, by why they went",
             ["model", "trigger"],
-            registry=registry,
+            book=book,
         )
         self.retries = Counter(
-            "ternaus_batch_retries", "Batches run again in parts", ["cause"], registry=registry
+            "ternaus_batch_retries", "Batches run again in parts", ["cause"], book=book
         )
         self.rejected = Counter(
-            "ternaus_rejected", "Requests refused at the door", ["reason"], registry=registry
+            "ternaus_rejected", "Requests refused at the door", ["reason"], book=book
         )
         self.cancelled = Counter(
-            "ternaus_cancelled", "Work dropped because nobody waits", ["stage"], registry=registry
+            "ternaus_cancelled", "Work dropped because nobody waits", ["stage"], book=book
         )
         self.late = Counter(
             "ternaus_deadline_missed",
             "Work dropped because its time ran out",
             ["stage"],
-            registry=registry,
+            book=book,
         )
-        self.images = Counter(
-            "ternaus_images", "Pictures by outcome", ["outcome"], registry=registry
+        self.cut = Counter(
+            "ternaus_connections_cut",
+            "Connections cut off or refused, by why",
+            ["reason"],
+            book=book,
         )
-        self.pixels = Counter(
-            "ternaus_pixels", "Pixels of the pictures segmented", registry=registry
-        )
+        self.images = Counter("ternaus_images", "Pictures by outcome", ["outcome"], book=book)
+        self.pixels = Counter("ternaus_pixels", "Pixels of the pictures segmented", book=book)
         self.padding = Counter(
             "ternaus_padding_pixels",
             "Pixels computed beyond those of the pictures",
-            registry=registry,
+            book=book,
         )
         self.model_info = Gauge(
             "ternaus_model_info",
             "Open models",
             ["name", "version", "digest", "device", "precision"],
-            registry=registry,
+            book=book,
         )
         self.last_batch = Gauge(
             "ternaus_last_batch_timestamp_seconds",
             "Unix time of the last finished batch",
-            registry=registry,
+            book=book,
         )
-
-        # `labels()` checks and locks each time; the children of the hot path are looked up once.
-        self._stages: dict[str, Histogram] = {}
-        self._routes: dict[tuple[str, str, str], tuple[Counter, Counter, Histogram]] = {}
-
-    def stage(self, name: str, seconds: float) -> None:
-        """A request was so long in this stage."""
-        child = self._stages.get(name)
-        if child is None:
-            child = self._stages[name] = self.stage_seconds.labels(name)
-        child.observe(seconds)
-
-    def request(self, route: str, code: str, reason: str, seconds: float) -> None:
-        """A picture's request ended so, after so long."""
-        children = self._routes.get((route, code, reason))
-        if children is None:
-            children = self._routes[route, code, reason] = (
-                self.requests.labels(route, code, reason),
-                self.images.labels(reason),
-                self.request_seconds.labels(route),
-            )
-        requests, images, took = children
-        requests.inc()
-        images.inc()
-        took.observe(seconds)
+        self.registry.register(self.book)
 
     # What the batcher tells.
 
@@ -179,6 +151,10 @@ class _Live:
         "requests": ("ternaus_inflight_requests", "Requests being worked on"),
         "body_bytes": ("ternaus_inflight_bytes", "Received bytes being worked on"),
         "body_pixels": ("ternaus_inflight_pixels", "Decoded pixels being worked on"),
+        "slot_bytes": (
+            "ternaus_slot_bytes",
+            "Shared memory in use between front ends and engine",
+        ),
         "ready": ("ternaus_ready", "1 while new requests are taken"),
         "live": ("ternaus_live", "1 while the device makes progress"),
     }

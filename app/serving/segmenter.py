@@ -24,9 +24,9 @@ from app.imaging.header import Header
 from app.imaging.probe import probe
 from app.imaging.tiling import TileSpec
 from app.serving.admission import Permit
-from app.serving.batcher import Batcher
 from app.serving.catalog import Catalog, OpenModel
 from app.serving.clock import Clock
+from app.serving.device import Queue
 from app.serving.lanes import Flow, Item, Lane, Outcome
 from app.serving.layout import Layout, Sheet, Tiling
 from app.serving.metrics import Metrics
@@ -63,7 +63,10 @@ class Ask:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds of one request, by stage."""
+    """Seconds of one request, by stage, and what became known of it on the way.
+
+    `begun` has the moments of the clock at which stages began.
+    """
 
     receive: float = 0.0
     decode: float = 0.0
@@ -73,6 +76,9 @@ class Timings:
     stage: str = "receive"
     tiles: int = 0
     tiles_done: int = 0
+    model: str = ""
+    picture: Header | None = None
+    begun: dict[str, float] = field(default_factory=dict)
 
     def place(self) -> str:
         """How far it got, in words."""
@@ -111,7 +117,7 @@ class Segmenter:
     """Takes pictures through. One per process; lives on one event loop."""
 
     catalog: Catalog
-    batcher: Batcher
+    queue: Queue
     metrics: Metrics
     clock: Clock
     host: Executor
@@ -151,12 +157,13 @@ class Segmenter:
     ) -> Answer:
         encoding = encodings.get(ask.format)
         model = self.catalog.get(ask.model)
+        timings.model = model.spec.label
         self._check(ask, encoding, model)
-        header = probe(data)
+        header = timings.picture = probe(data)
         self.limits.check(header)
         permit.add_pixels(header.pixels)
         with self._expected(header, model):
-            begun = self.clock.now()
+            begun = timings.begun["decode"] = self.clock.now()
             timings.stage = "decode"
             picture, layout = await self._in_host(self._open, data, header, ask, model)
             timings.decode = self.clock.now() - begun
@@ -164,7 +171,7 @@ class Segmenter:
         timings.stage = "queue"
         mask = await self._infer(layout, model, ask, encoding, deadline, permit, timings)
         timings.stage = "encode"
-        begun = self.clock.now()
+        begun = timings.begun["encode"] = self.clock.now()
         body = await self._in_host(encoding.encode, mask)
         timings.encode = self.clock.now() - begun
         if timings.tiles == 1:
@@ -192,15 +199,15 @@ class Segmenter:
 
     @contextlib.contextmanager
     def _expected(self, header: Header, model: OpenModel) -> Iterator[None]:
-        """Tell the batcher that a tile of this shape is on its way, while it is being decoded."""
+        """Tell the queue that a tile of this shape is on its way, while it is being decoded."""
         width, height = header.seen_size
         _, plan = self.tiling.plan(height, width, model.spec)
         lane = Lane(model.engine, *plan.shape)
-        self.batcher.expect(lane, 1)
+        self.queue.expect(lane, 1)
         try:
             yield
         finally:
-            self.batcher.expect(lane, -1)
+            self.queue.expect(lane, -1)
 
     def _refuse_if_late(self, layout: Layout, model: OpenModel, deadline: float) -> None:
         """Now that the size is known: work that cannot be done in time is not begun.
@@ -210,8 +217,8 @@ class Segmenter:
         """
         lane = Lane(model.engine, *layout.shape)
         tiles = len(layout.tiles)
-        backlog = self.batcher.estimated_wait_s()
-        alone = self.batcher.predicted_s(lane, tiles)
+        backlog = self.queue.estimated_wait_s()
+        alone = self.queue.predicted_s(lane, tiles)
         wait = backlog + alone
         left = deadline - self.clock.now()
         if alone > left * (_FAR_OFF if backlog == 0 else 1):
@@ -241,6 +248,7 @@ class Segmenter:
     ) -> Mask:
         threshold = model.spec.threshold if ask.threshold is None else ask.threshold
         progress = _Progress(timings, self.clock.now())
+        timings.begun["queue"] = progress.submitted
         while True:
             try:
                 sheet = await self._tiles(
@@ -286,19 +294,19 @@ class Segmenter:
         flow = Flow(deadline=deadline, weight=1.0 if len(layout.tiles) == 1 else _HUGE_WEIGHT)
         waiting: dict[asyncio.Future[Inference], TileSpec] = {}
 
-        def submit(tile: TileSpec) -> None:
+        async def submit(tile: TileSpec) -> None:
             future: asyncio.Future[Inference] = loop.create_future()
 
             def deliver(item: Item, outcome: Outcome) -> None:
                 loop.call_soon_threadsafe(_settle, future, outcome, item, progress)
 
             waiting[future] = tile
-            self.batcher.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
+            await self.queue.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
 
         tiles = iter(layout.tiles)
         try:
             for tile in tiles:
-                submit(tile)
+                await submit(tile)
                 if len(waiting) >= self.tiles_in_flight:
                     break
             permit.in_queue()
@@ -308,10 +316,10 @@ class Segmenter:
                     sheet.place(waiting.pop(future), future.result())
                     following = next(tiles, None)
                     if following is not None:
-                        submit(following)
+                        await submit(following)
             return sheet
         finally:
-            flow.gone = True
+            self.queue.forget(flow)
             for future in waiting:
                 future.cancel()
 
@@ -330,8 +338,9 @@ class Segmenter:
             job.add_done_callback(self._preparing.discard)
 
     def _count(self, picture: Picture, layout: Layout, timings: Timings) -> None:
+        stage = self.metrics.stage_seconds
         for name in STAGES:
-            self.metrics.stage(name, getattr(timings, name))
+            stage.labels(name).observe(getattr(timings, name))
         height, width = layout.pixels.shape[:2]
         computed = len(layout.tiles) * layout.shape[0] * layout.shape[1]
         self.metrics.pixels.inc(picture.height * picture.width)
@@ -350,7 +359,7 @@ def _settle(
     """On the event loop: hand a tile's outcome to whoever waits, if anybody still does."""
     if item.launched:
         if progress.launched is None or item.launched < progress.launched:
-            progress.launched = item.launched
+            progress.launched = progress.timings.begun["infer"] = item.launched
         progress.device_s += item.device_s
         progress.timings.stage = "infer"
         progress.timings.tiles_done += 1

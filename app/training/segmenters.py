@@ -145,12 +145,16 @@ class HttpSegmenter:
         url: str,
         label: str,
         *,
+        key: str = "",
         client: httpx.Client | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """Raises TrainingError where no server answers, or has no such model."""
         self._client = client or httpx.Client(
-            base_url=url.rstrip("/"), timeout=TIMEOUT_S, trust_env=False
+            base_url=url.rstrip("/"),
+            timeout=TIMEOUT_S,
+            trust_env=False,
+            headers={"authorization": f"Bearer {key}"} if key else {},
         )
         self._pause = pause
         self._url, self._name = url, label

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from app.encodings import base as encodings
-from tests.server import Running, running
+from tests.server import Running, encoded, picture, running
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,41 @@ def test_metrics_count_what_happened(server: Running) -> None:
     line = 'ternaus_requests_total{code="415",reason="picture_unsupported",route="/segment"} 1.0'
     assert line in text
     assert "ternaus_ready 1.0" in text
+
+
+def policy(answer: httpx.Response) -> dict[str, str]:
+    """The content security policy of a page."""
+    parts = answer.headers["content-security-policy"].split("; ")
+    return {kind: sources for kind, _, sources in (part.partition(" ") for part in parts)}
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_run_nothing_foreign_and_cannot_be_framed(server: Running, path: str) -> None:
+    answer = server.client.get(path, headers={"accept": "text/html"})
+    found = policy(answer)
+    assert found["default-src"] == found["frame-ancestors"] == found["base-uri"] == "'none'"
+    assert found.get("script-src", "'none'") in ("'none'", "'self'")
+    assert "http" not in answer.headers["content-security-policy"]
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    # Nothing in the page that its own policy forbids: no script but from files, no handlers.
+    for attributes, script in re.findall(r"<script([^>]*)>(.*?)</script>", answer.text, re.DOTALL):
+        assert "src=" in attributes
+        assert not script.strip()
+    assert not re.search(r"<[^>]+\son\w+=", answer.text)
+    assert not re.search(r"<[^>]+\sstyle=", answer.text)
+    for style in re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL):
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in found["style-src"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/docs/start.js", "/openapi.json", "/health/live", "/metrics", "/no"]
+)
+def test_no_answer_is_guessed_at(server: Running, path: str) -> None:
+    assert server.client.get(path).headers["x-content-type-options"] == "nosniff"
+
+
+def test_masks_are_not_guessed_at(server: Running) -> None:
+    for data in (encoded(picture()), b"hello"):
+        assert server.post(data).headers["x-content-type-options"] == "nosniff"

@@ -274,7 +274,7 @@ def test_client_that_leaves_is_dropped_before_the_device(held: Any) -> None:
         head = f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
         line.sendall(head.encode() + data)
         until = time.monotonic() + PATIENCE
-        while server.house.batcher.figures()["tiles"] < 1:
+        while server.house.device.figures()["tiles"] < 1:
             assert time.monotonic() < until
             time.sleep(0.002)
     while server.house.admission.requests > 1:  # the place is free as soon as the client is gone

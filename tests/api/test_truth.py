@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from app.serving.device import LocalDevice
 from app.types import Pixels
 from tests.fakes import FakeEngine
 from tests.server import Running, encoded, picture, running, sampled
@@ -66,7 +67,8 @@ def test_dead_device_thread_is_seen_at_once(tmp_path: Path) -> None:
         def retried(self, cause: str) -> None: ...
 
     with running(tmp_path) as server:
-        server.house.batcher._observer = Broken()
+        assert isinstance(server.house.device, LocalDevice)
+        server.house.device.batcher._observer = Broken()
         answer = server.post(encoded(picture()))
         assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
         assert state(server, "live") == (503, "lost")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from prometheus_client.metrics import MetricWrapperBase
-
 from app.serving.metrics import Metrics, _Live
 
 # What Prometheus adds to every series, and labels of its own metrics.
@@ -21,9 +19,8 @@ MATCHERS = re.compile(r"\{([^}]*)\}")
 def real() -> dict[str, set[str]]:
     """Every series name that `/metrics` may show, with its labels."""
     found: dict[str, set[str]] = {}
-    for metric in vars(Metrics()).values():
-        if isinstance(metric, MetricWrapperBase):
-            _add(found, metric._name, str(metric._type), set(metric._labelnames))
+    for metric in Metrics().book.families:
+        _add(found, metric.name, metric.kind, set(metric.label_names))
     for family in _Live(lambda: dict.fromkeys([*_Live.NAMES, "busy_seconds"], 0.0)).collect():
         _add(found, family.name, family.type, set())
     return found

@@ -16,6 +16,7 @@ from tests.fleet.processes import needed
 
 DOCKER = Path(__file__).parent.parent.parent / "docker"
 PLAIN = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+KEYS = yaml.safe_load((DOCKER / "compose.keys.yaml").read_text())
 GPU = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())
 SERVICES: dict[str, Any] = PLAIN["services"]
 
@@ -34,7 +35,7 @@ def test_replicas_stand_behind_the_balancer() -> None:
 
 
 def test_settings_exist_and_grace_outlasts_the_longest_request() -> None:
-    for services in (SERVICES, GPU["services"]):
+    for services in (SERVICES, GPU["services"], KEYS["services"]):
         names = services["ternaus"]["environment"]
         assert {n.removeprefix(PREFIX).lower() for n in names} <= set(Settings.model_fields)
     ours = SERVICES["ternaus"]["environment"]
@@ -73,6 +74,27 @@ def test_prometheus_finds_every_service() -> None:
     assert "http://prometheus:9090" in source
 
 
+def test_prometheus_with_a_key_is_the_same_otherwise() -> None:
+    plain, keyed = (
+        yaml.safe_load((DOCKER / "prometheus" / name).read_text())
+        for name in ("prometheus.yml", "prometheus.keys.yml")
+    )
+    authorization = keyed["scrape_configs"][0].pop("authorization")
+    assert keyed == plain
+    over = KEYS["services"]["prometheus"]
+    assert authorization["credentials_file"] == f"/run/secrets/{over['secrets'][0]}"
+    first, *rest = over["command"]
+    assert first == "--config.file=/etc/prometheus/prometheus.keys.yml"
+    assert rest == SERVICES["prometheus"]["command"][1:]
+
+
+def test_keys_are_where_the_server_looks_for_them() -> None:
+    over = KEYS["services"]["ternaus"]
+    assert over["environment"]["TERNAUS_API_KEYS_FILE"] == f"/run/secrets/{over['secrets'][0]}"
+    named = {name for service in KEYS["services"].values() for name in service["secrets"]}
+    assert named == set(KEYS["secrets"])
+
+
 def test_mounted_files_exist() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
@@ -94,7 +116,10 @@ def test_containers_run_without_rights() -> None:
 
 
 @pytest.mark.fleet
-@pytest.mark.parametrize("over", [(), ("compose.gpu.yaml",)])
+@pytest.mark.parametrize(
+    "over",
+    [(), ("compose.gpu.yaml",), ("compose.keys.yaml",), ("compose.gpu.yaml", "compose.keys.yaml")],
+)
 def test_compose_reads_them(over: tuple[str, ...]) -> None:
     files = [word for name in ("compose.yaml", *over) for word in ("-f", str(DOCKER / name))]
     done = subprocess.run(
@@ -105,7 +130,8 @@ def test_compose_reads_them(over: tuple[str, ...]) -> None:
     )
     assert done.returncode == 0, done.stderr
     ternaus = json.loads(done.stdout)["services"]["ternaus"]
-    assert ternaus["build"]["target"] == ("cuda" if over else "cpu")
+    gpu = "compose.gpu.yaml" in over
+    assert ternaus["build"]["target"] == ("cuda" if gpu else "cpu")
     assert ternaus["deploy"]["replicas"] == 2
     devices = ternaus["deploy"].get("resources", {}).get("reservations", {}).get("devices", [])
-    assert [device["capabilities"] for device in devices] == ([["gpu"]] if over else [])
+    assert [device["capabilities"] for device in devices] == ([["gpu"]] if gpu else [])

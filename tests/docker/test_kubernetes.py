@@ -54,13 +54,22 @@ def environment(resources: list[Object]) -> dict[str, str]:
 
 
 def test_folders_are_those_of_the_documentation() -> None:
-    assert COMPONENTS == ["hpa", "keda", "monitoring", "store-s3", "store-volume"]
+    assert COMPONENTS == [
+        "hpa",
+        "keda",
+        "keys",
+        "monitoring",
+        "monitoring-keys",
+        "store-s3",
+        "store-volume",
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
 def test_everything_fits_the_schemas(overlay: str, version: str, tmp_path: Path) -> None:
-    for extra in [(), ("monitoring", "store-volume"), ("monitoring", "store-s3")]:
+    with_keys = ("monitoring", "store-s3", "keys", "monitoring-keys")
+    for extra in [(), ("monitoring", "store-volume"), with_keys]:
         for resource in render(mixed(tmp_path, overlay, *extra)):
             if resource["kind"] not in FOREIGN:
                 kubernetes_validate.validate(resource, version, strict=True)
@@ -186,11 +195,39 @@ def test_models_may_come_from_a_volume_or_an_object_store(tmp_path: Path) -> Non
     assert of(volume, "NetworkPolicy")["spec"]["egress"] == []
 
 
+def test_keys_come_from_a_secret_that_the_pods_can_read(tmp_path: Path) -> None:
+    resources = render(mixed(tmp_path, "cpu", "store-volume", "keys"))
+    path = environment(resources)["TERNAUS_API_KEYS_FILE"]
+    assert "api_keys_file" in Settings.model_fields
+    [mount] = [m for m in container(resources)["volumeMounts"] if m["name"] == "keys"]
+    assert mount["readOnly"] is True
+    assert path.startswith(mount["mountPath"] + "/")
+    pod = of(resources, "Deployment")["spec"]["template"]["spec"]
+    [volume] = [v for v in pod["volumes"] if v["name"] == "keys"]
+    assert path.endswith("/" + volume["secret"]["items"][0]["path"])
+    # Owned by root; readable by the pod's group alone.
+    assert volume["secret"]["defaultMode"] == 0o440
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+
+
+def test_prometheus_sends_its_key(tmp_path: Path) -> None:
+    plain = of(render(mixed(tmp_path, "cpu", "monitoring")), "ServiceMonitor")["spec"]
+    resources = render(mixed(tmp_path, "cpu", "monitoring", "keys", "monitoring-keys"))
+    monitor = of(resources, "ServiceMonitor")["spec"]
+    authorization = monitor["endpoints"][0].pop("authorization")
+    assert monitor == plain
+    pod = of(resources, "Deployment")["spec"]["template"]["spec"]
+    [volume] = [v for v in pod["volumes"] if v["name"] == "keys"]
+    assert authorization["type"] == "Bearer"
+    assert authorization["credentials"]["name"] == volume["secret"]["secretName"]
+
+
 @pytest.mark.fleet
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
 def test_kubectl_makes_the_same_of_it(overlay: str, tmp_path: Path) -> None:
     assert shutil.which("kubectl"), "`kubectl` (1.21 or newer) is needed"
-    for extra in [(), ("monitoring", "store-volume"), ("keda", "store-s3")]:
+    with_keys = ("monitoring", "keys", "monitoring-keys")
+    for extra in [(), ("monitoring", "store-volume"), ("keda", "store-s3"), with_keys]:
         folder = mixed(tmp_path, overlay, *extra)
         done = subprocess.run(
             ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60

@@ -23,13 +23,13 @@ START_S = 240.0
 class Process:
     """The server process, its log as it grows, and its address once it listens."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, module: str = "app", **environment: str) -> None:
         self.log: list[str] = []
         self._listening = threading.Event()
         self.url = ""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("TERNAUS_")}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "app", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env={**clean, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
@@ -70,6 +70,12 @@ class Process:
         self._reader.join(10)
         return code
 
+    def close(self) -> None:
+        """After its end: read what is left of the log."""
+        assert self.popen.stdout is not None
+        self._reader.join(10)
+        self.popen.stdout.close()
+
     def terminate(self) -> None:
         self.popen.send_signal(signal.SIGTERM)
 
@@ -84,6 +90,4 @@ def serving(*arguments: str, **environment: str) -> Iterator[Process]:
         if process.popen.poll() is None:
             process.popen.kill()
             process.popen.wait(30)
-        assert process.popen.stdout is not None
-        process._reader.join(10)
-        process.popen.stdout.close()
+        process.close()

@@ -104,6 +104,32 @@ def test_photograph_of_a_phone_is_shown_at_the_scale_of_its_model(server: Proces
     assert agree(mask, np.kron(expected, np.ones((9, 9), bool))) > 0.95
 
 
+def test_several_processes_give_the_same_bytes(server: Process, warm_cache: str) -> None:
+    """And the front ends hold no engine: that is in a process of its own."""
+    data, _ = sample()
+    queries = ["", "?format=rle", "?format=probability"]
+    with client_of(server) as client:
+        expected = [client.post(f"/segment{query}", content=data).content for query in queries]
+    environment = {
+        "TERNAUS_CACHE_DIR": warm_cache,
+        "TERNAUS_DRAIN_GRACE_S": "0",
+        "TERNAUS_REQUEST_TIMEOUT_S": "250",
+    }
+    with serving("--frontends", "2", **environment) as process:
+        process.wait_ready()
+        with client_of(process) as client:
+            found = [client.post(f"/segment{query}", content=data) for query in queries]
+            front = client.get("/health").json()["process"]
+            loaded = Path(f"/proc/{front}/maps").read_text()
+        assert [answer.status_code for answer in found] == [200] * len(queries)
+        assert [answer.content for answer in found] == expected
+        assert "httptools" in loaded
+        assert "openvino" not in loaded
+        assert "libtorch" not in loaded
+        process.terminate()
+        assert process.wait_exit() == 0, process.text
+
+
 def test_every_page_that_is_named_answers(server: Process) -> None:
     with client_of(server) as client:
         for path in client.get("/").json()["places"]:

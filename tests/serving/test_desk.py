@@ -17,7 +17,7 @@ from tests.serving.test_segmenter import rules
 
 
 def house(engine: FakeEngine) -> House:
-    return House(
+    return House.local(
         rules(), resolve=lambda label: engine.spec, open_engine=lambda spec, sample: engine
     )
 

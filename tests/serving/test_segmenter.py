@@ -15,6 +15,8 @@ from torch.nn.functional import interpolate
 from app.encodings import base as encodings
 from app.errors import DeadlineExceeded, DeviceOutOfMemory, ModelDamaged, PictureTooLarge
 from app.serving.admission import Bounds
+from app.serving.batcher import Batcher
+from app.serving.device import LocalDevice
 from app.serving.house import House, Rules
 from app.serving.segmenter import Answer, Ask, Timings
 from app.training.segmenters import EngineSegmenter
@@ -41,11 +43,16 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 
 async def opened(engine: FakeEngine, **changes: Any) -> House:
-    house = House(
+    house = House.local(
         rules(**changes), resolve=lambda label: engine.spec, open_engine=lambda spec, sample: engine
     )
     await house.open((engine.spec.name,))
     return house
+
+
+def batcher_of(house: House) -> Batcher:
+    assert isinstance(house.device, LocalDevice)
+    return house.device.batcher
 
 
 async def ask(house: House, data: bytes, *, seconds: float = 30.0, **options: Any) -> Answer:
@@ -76,7 +83,7 @@ def test_picture_that_takes_too_long_alone_is_told_so_at_once(tmp_path: Path) ->
         engine = FakeEngine(sampled(tmp_path))
         house = await opened(engine)
         lane_pixels = 64 * 64
-        house.batcher._lanes.costs.observe("other", items=1, pixels=lane_pixels, seconds=2.0)
+        batcher_of(house)._lanes.costs.observe("other", items=1, pixels=lane_pixels, seconds=2.0)
         before = len(engine.batches)
         with pytest.raises(
             DeadlineExceeded, match=r"alone needs about .* s of the device"
@@ -137,7 +144,7 @@ def test_memory_of_tiles_is_bounded_by_tiles_in_flight(tmp_path: Path) -> None:
 
         def look(pixels: Pixels) -> None:
             nonlocal most
-            most = max(most, int(house.batcher.figures()["tiles"]))
+            most = max(most, int(batcher_of(house).figures()["tiles"]))
 
         engine.before = look
         pixels = picture(1000, 1000)

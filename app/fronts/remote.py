@@ -1,0 +1,356 @@
+"""What a front end sees of the engine process: the device's half of its house, at a distance.
+
+It keeps the contract of `app.serving.device`. Tiles go out in slots and come back in them; the rest
+is read from the board, so that nothing here ever waits for an answer of a process that may be gone.
+When the engine is lost, everybody who waits is told at once, and a new one takes over by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.recent import Recent
+from app.errors import InferenceFailed, NotReady
+from app.fronts import wire
+from app.fronts.board import Board
+from app.fronts.link import Link
+from app.fronts.slots import Arena, Form
+from app.serving.catalog import Catalog, OpenModel
+from app.serving.clock import Clock
+from app.serving.device import Queue
+from app.serving.lanes import Flow, Item, Lane
+from app.types import ClassSpec, Halo, Inference, ModelSpec, Pixels, State
+
+log = logging.getLogger("ternaus.front")
+
+# A copy of more bytes than that (about 0.1 ms) is made on a thread.
+_INLINE_BYTES = 512 * 1024
+_LANES = 1024
+# What a client is told who comes while the engine starts anew.
+_RETRY_S = 2.0
+
+
+class RemoteEngine:
+    """A model in the engine process, as its front ends know it. Keeps the contract of an engine,
+    but for `infer`, which is the queue's matter.
+    """
+
+    def __init__(self, link: Link, message: Mapping[str, Any]) -> None:
+        self.link = link
+        self.number: int = message["number"]
+        self._spec = _spec(message["spec"])
+        self._batch_sizes = tuple(message["batch_sizes"])
+        self._described: dict[str, Any] = message["engine"]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        return self._batch_sizes
+
+    def infer(
+        self, pixels: Pixels, thresholds: NDArray[np.float32], *, probability: bool = False
+    ) -> Inference:
+        raise InferenceFailed("the engine is in another process; its queue takes tiles")
+
+    def prepare(self, height: int, width: int, batch: int) -> None:
+        self.link.post_from_thread(wire.Prepare(self.number, height, width, batch))
+
+    def describe(self) -> Mapping[str, Any]:
+        return self._described
+
+    def described(self, found: dict[str, Any]) -> None:
+        """It says something new of itself."""
+        self._described = found
+
+    def close(self) -> None:
+        pass
+
+
+def _spec(values: dict[str, Any]) -> ModelSpec:
+    """The other side of `dataclasses.asdict`, through JSON."""
+    lists = {name: tuple(values[name]) for name in ("mean", "std")}
+    classes = tuple(ClassSpec(c["name"], tuple(c["colour"])) for c in values["classes"])
+    return ModelSpec(**{**values, **lists, "classes": classes, "halo": Halo(**values["halo"])})
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A tile in the engine's hands."""
+
+    item: Item
+    form: Form
+    offset: int
+
+
+class RemoteQueue:
+    """The way to the engine process. Lives on the event loop."""
+
+    def __init__(self, board: Board, seat: int, *, clock: Clock, slot_bytes: int) -> None:
+        self._engine = board.engine
+        self._numbers = board.seats[seat]
+        self._clock = clock
+        self.arena = Arena(slot_bytes)
+        self._link: Link | None = None
+        self._sent: dict[int, _Sent] = {}
+        self._flows: dict[Flow, int] = {}
+        self._tag = 0
+        self._flow = 0
+        self._fits: Recent[Lane, tuple[float, float, int]] = Recent(_LANES)
+        # Tiles that the engine's own estimate may not count yet: tag and predicted seconds.
+        self._fresh: deque[tuple[int, float]] = deque()
+
+    def attach(self, link: Link) -> None:
+        """A new engine process. Raises nothing; what the last one had is lost already."""
+        self._link = link
+        self._tag = 0
+        link.say("arena", self.arena.memory.fd, size=self.arena.memory.size)
+
+    def lose(self) -> None:
+        """The engine process is gone: every slot is ours again, and everybody is told."""
+        self._link = None
+        sent, self._sent = self._sent, {}
+        self._flows.clear()
+        self._fresh.clear()
+        for waiting in sent.values():
+            self.arena.give(waiting.offset)
+            self._deliver(waiting.item, _gone())
+        self.arena.refuse(_gone)
+        self._tell_used()
+
+    async def submit(self, item: Item) -> None:
+        link, engine = self._current(item.lane)
+        form = Form.of(engine.spec, item.lane.height, item.lane.width, probability=item.probability)
+        offset = await self.arena.take(form.size)
+        await self._fill(form.pixels(self.arena.memory.view, offset), item.pixels, offset)
+        if link.closed or item.flow.gone:
+            self.arena.give(offset)
+            raise _gone()
+        self._tag += 1
+        number = self._flows.get(item.flow)
+        if number is None:
+            self._flow += 1
+            number = self._flows[item.flow] = self._flow
+        self._sent[self._tag] = _Sent(item, form, offset)
+        self._fresh.append((self._tag, self.predicted_s(item.lane, 1)))
+        link.post(
+            wire.Submit(
+                tag=self._tag,
+                flow=number,
+                offset=offset,
+                deadline=item.flow.deadline,
+                threshold=item.threshold,
+                model=engine.number,
+                height=item.lane.height,
+                width=item.lane.width,
+                priority=item.flow.priority,
+                weight=item.flow.weight,
+                probability=item.probability,
+            )
+        )
+        self._tell_used()
+
+    async def _fill(self, slot: Pixels, pixels: Pixels, offset: int) -> None:
+        if slot.nbytes <= _INLINE_BYTES:
+            slot[...] = pixels
+            return
+        copying = asyncio.get_running_loop().run_in_executor(None, np.copyto, slot, pixels)
+        try:
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped; the slot is free when it is done.
+            copying.add_done_callback(lambda _: self.arena.give(offset))
+            raise
+
+    def forget(self, flow: Flow) -> None:
+        flow.gone = True
+        number = self._flows.pop(flow, None)
+        if number is not None and self._link is not None:
+            self._link.post(wire.Forget(number))
+
+    def expect(self, lane: Lane, count: int) -> None:
+        engine = lane.engine
+        assert isinstance(engine, RemoteEngine)
+        # A tile that was announced to an engine that is gone is not taken back from the next one.
+        if engine.link is self._link and self._link is not None:
+            self._link.post(wire.Expect(engine.number, lane.height, lane.width, count))
+
+    def predicted_s(self, lane: Lane, items: int) -> float:
+        fit = self._fits.get(lane)
+        if fit is None:
+            return self._engine.get("seconds_per_pixel") * lane.pixels * items
+        per_item, per_launch, largest = fit
+        return per_item * items + per_launch * -(-items // largest)
+
+    def estimated_wait_s(self) -> float:
+        taken = self._numbers.get("taken")
+        while self._fresh and self._fresh[0][0] <= taken:
+            self._fresh.popleft()
+        return self._engine.get("estimated_wait_seconds") + sum(s for _, s in self._fresh)
+
+    def _current(self, lane: Lane) -> tuple[Link, RemoteEngine]:
+        """The link to the engine of this lane. Raises NotReady for one that is gone."""
+        engine = lane.engine
+        assert isinstance(engine, RemoteEngine)
+        if self._link is None or engine.link is not self._link:
+            raise _gone()
+        return self._link, engine
+
+    # What the engine answers.
+
+    def record(self, record: wire.Record) -> None:
+        """A tile is done or was dropped."""
+        match record:
+            case wire.Done():
+                sent = self._sent.pop(record.tag)
+                fit = (record.per_item_s, record.per_launch_s, record.largest)
+                self._fits.put(sent.item.lane, fit)
+                sent.item.launched, sent.item.device_s = record.launched, record.device_s
+                if sent.item.flow.gone:
+                    self.arena.give(sent.offset)
+                else:
+                    result = sent.form.read(self.arena.memory.view, sent.offset)
+                    self.arena.give(sent.offset)
+                    self._deliver(sent.item, result)
+            case wire.Dropped(tag):
+                self.arena.give(self._sent.pop(tag).offset)
+            case _:
+                raise ValueError(f"unexpected {type(record).__name__}")
+        self._tell_used()
+
+    def failed(self, message: dict[str, Any]) -> None:
+        """A tile failed, for the reason that the engine says."""
+        sent = self._sent.pop(message["tag"])
+        self.arena.give(sent.offset)
+        sent.item.launched = message["launched"]
+        self._deliver(sent.item, wire.error_of(message))
+        self._tell_used()
+
+    @staticmethod
+    def _deliver(item: Item, outcome: Inference | BaseException) -> None:
+        if not item.delivered and not item.flow.gone:
+            item.delivered = True
+            item.deliver(item, outcome)
+
+    def _tell_used(self) -> None:
+        self._numbers.put(used_bytes=self.arena.used)
+
+
+def _gone() -> NotReady:
+    return NotReady("the engine process ended; it is being started again", retry_after_s=_RETRY_S)
+
+
+class RemoteDevice:
+    """The device's half of the house, in another process."""
+
+    def __init__(
+        self,
+        board: Board,
+        seat: int,
+        *,
+        clock: Clock,
+        default_model: str,
+        stall_after_s: float,
+        slot_bytes: int,
+    ) -> None:
+        self._board = board
+        self._clock = clock
+        self._stall_after = stall_after_s
+        self._link: Link | None = None
+        self._coming: dict[int, RemoteEngine] = {}
+        self._known: dict[int, RemoteEngine] = {}
+        self._opened = asyncio.Event()
+        self._was_open = False
+        self.remote = RemoteQueue(board, seat, clock=clock, slot_bytes=slot_bytes)
+        self.queue: Queue = self.remote
+        self.catalog = Catalog(resolve=_elsewhere, open_engine=_elsewhere, default=default_model)
+
+    def attach(self, line: socket.socket) -> None:
+        """The supervisor gave us an engine process, perhaps one that still opens its models."""
+        if self._link is not None:
+            self._link.close()
+            self._lost()
+        link = Link(
+            line,
+            on_record=self.remote.record,
+            on_message=self._message,
+            on_closed=self._lost,
+        )
+        self._link = link
+        self.remote.attach(link)
+
+    def _lost(self) -> None:
+        log.warning("the engine process is gone")
+        self._link = None
+        self._coming, self._known = {}, {}
+        self.catalog.show({})
+        self.remote.lose()
+
+    def _message(self, message: dict[str, Any], fds: list[int]) -> None:
+        assert self._link is not None
+        match message["kind"]:
+            case "model":
+                number = message["number"]
+                known = self._known.get(number)
+                if known is None:
+                    self._coming[number] = RemoteEngine(self._link, message)
+                else:
+                    known.described(message["engine"])
+                    self._coming[number] = known
+            case "models":
+                self._known = {number: self._coming[number] for number in message["numbers"]}
+                self._coming = {}
+                models = (OpenModel(e.spec, e, None) for e in self._known.values())
+                self.catalog.show({model.spec.label: model for model in models})
+                self._was_open = True
+                self._opened.set()
+            case "failed":
+                self.remote.failed(message)
+            case other:
+                raise ValueError(f"a message `{other}`")
+
+    async def open(self, labels: tuple[str, ...]) -> None:
+        """Wait for the engine process to have opened its models."""
+        await self._opened.wait()
+
+    @property
+    def state(self) -> State:
+        if not self.catalog.ready:
+            return "restarting" if self._was_open else "starting"
+        if self._clock.now() - self._board.engine.get("heartbeat") > self._stall_after:
+            return "stalled"
+        return cast(State, self._board.engine.state)
+
+    def figures(self) -> dict[str, float]:
+        numbers = self._board.engine
+        found = {name: numbers.get(name) for name in numbers.FIGURES}
+        found["estimated_wait_seconds"] = self.queue.estimated_wait_s()
+        found["slot_bytes"] = sum(seat.get("used_bytes") for seat in self._board.seats)
+        return found
+
+    def failures(self) -> dict[str, str]:
+        if self._link is None and self._was_open:
+            return {"engine": "its process ended and is being started again"}
+        if self.state == "failing":
+            return {"canary": "a model no longer gives its own mask; the log says which"}
+        return {}
+
+    async def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+
+def _elsewhere(*_: object) -> NoReturn:
+    raise NotReady("models are opened in the engine process")
