@@ -1,4 +1,6 @@
-"""`ternaus serve | segment | models | train | evaluate | export`, each importing its own wing."""
+"""`ternaus serve | segment | models | train | evaluate | export | bench`, each importing its own
+wing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from app import __version__
-from app.errors import TernausError
+from app.errors import BadParameter, PictureError, TernausError, Unavailable
 
 app = typer.Typer(
     name="ternaus",
@@ -603,6 +605,74 @@ def export(
         f"{done.agreement.changed:.4%} of the sample's pixels, by at most {done.largest:.4f} in "
         "probability"
     )
+
+
+@app.command()
+def bench(
+    url: Annotated[str, typer.Argument(help="A running server, such as http://localhost:8000.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures to send by turns. Default: the models' own samples."),
+    ] = None,
+    within: Annotated[
+        float, typer.Option(min=0.001, help="Deadline of each picture, in seconds.")
+    ] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each load.")] = 10.0,
+    clients: Annotated[int, typer.Option(min=1, help="Most clients at a time.")] = 64,
+    format: Annotated[str, typer.Option(help="Format of the masks.")] = "png",
+    form: Annotated[bool, typer.Option("--form", help="Send forms, not raw bodies.")] = False,
+    header: Annotated[
+        list[str] | None, typer.Option(help="`Name: value` to send along, such as a key; repeat.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything here as JSON.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Find out what a running server can do: pictures a second, latency by load, refusals.
+
+    It loads the server as much as it will bear, and more: not for one that others are using.
+    """
+    from app.bench.examination import examine
+    from app.bench.messages import Target, message
+
+    given = dict(_header(text) for text in header or ())
+    given["x-request-timeout-ms"] = str(max(1, round(1000 * within)))
+    target = Target.of(url, query=f"format={format}")
+    bodies = _pictures(pictures, store)
+    try:
+        report = examine(
+            target,
+            [message(target, body, headers=given, form=form) for body in bodies],
+            within_s=within,
+            seconds=seconds,
+            most_clients=clients,
+            say=lambda words: typer.echo(words, err=True),
+        )
+    except OSError as exc:
+        raise Unavailable(f"nobody answers at `{url}`: {exc}") from exc
+    typer.echo(report.text())
+    if json is not None:
+        json.write_text(report.json() + "\n")
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise BadParameter(f"a header is `Name: value`, not `{text}`")
+    return name.strip().lower(), value.strip()
+
+
+def _pictures(folder: Path | None, store: str | None) -> list[bytes]:
+    """The bytes of the pictures of a folder, or of the store's samples."""
+    from app.serving.files import find
+
+    if folder is not None:
+        found = [path for path, _ in find([folder])]
+    else:
+        shelf = _store(_settings(model_store=store))
+        found = [Path(shelf.resolve(name).sample_picture) for name in shelf.names()]
+    if not found:
+        raise PictureError(f"there is no picture in `{folder or 'the model store'}`")
+    return [path.read_bytes() for path in found]
 
 
 def _store(settings: Any) -> Any:

@@ -121,22 +121,34 @@ class SegmentEndpoint:
         timings: Timings,
         receive: Receive,
     ) -> Answer:
-        """Segment, and stop when the client leaves: Starlette would not notice by itself."""
-        work = asyncio.ensure_future(
-            self._segmenter.segment(data, ask, deadline=deadline, permit=permit, timings=timings)
-        )
+        """Segment, and stop when the client leaves: Starlette would not notice by itself.
+
+        The work is done in this very task, so that the permit is given back only when the work has
+        let go; the one that listens for the client cancels it.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        left = False
+
+        def leave(listening: asyncio.Future[None]) -> None:
+            nonlocal left
+            if not listening.cancelled():
+                left = True
+                task.cancel()
+
         gone = asyncio.ensure_future(_disconnected(receive))
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientGone(f"the client left in the stage `{timings.stage}`")
-            return work.result()
+            return await self._segmenter.segment(
+                data, ask, deadline=deadline, permit=permit, timings=timings
+            )
+        except asyncio.CancelledError:
+            if left and task.uncancel() == 0:
+                raise ClientGone(f"the client left in the stage `{timings.stage}`") from None
+            raise
         finally:
+            gone.remove_done_callback(leave)
             gone.cancel()
-            if not work.done():
-                work.cancel()
-                # The permit may only be given back when the work has really let go of its memory.
-                await asyncio.wait((work,))
 
     def _headers(self, answer: Answer, visit: Visit) -> list[Header]:
         timings = answer.timings

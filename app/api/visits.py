@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -65,6 +65,9 @@ def visit_of(scope: Scope, headers: Mapping[bytes, bytes], arrived: float) -> Vi
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:
-    """The client's `X-Request-Id`, if it is short and printable, or a new one."""
+    """The client's `X-Request-Id`, if it is short and printable, or a new one.
+
+    Drawn without the kernel, whose call gives the interpreter away in the middle of each request.
+    """
     given = headers.get(b"x-request-id", b"")
-    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"

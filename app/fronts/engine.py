@@ -307,7 +307,7 @@ class _Guest:
         memory = self._arena.view
         flow = self._flows.get(ask.flow)
         if flow is None:
-            flow = self._flows[ask.flow] = Flow(ask.deadline, ask.priority)
+            flow = self._flows[ask.flow] = Flow(ask.deadline, ask.priority, weight=ask.weight)
         link = self.link
         answered = False
 
@@ -323,7 +323,7 @@ class _Guest:
                 self._engine.loop.call_soon_threadsafe(self._fail, ask.tag, item.launched, outcome)
                 return
             link.post_from_thread(
-                wire.Done(ask.tag, item.launched, *self._batcher.learnt(item.lane))
+                wire.Done(ask.tag, item.launched, item.device_s, *self._batcher.learnt(item.lane))
             )
 
         def release(item: Item) -> None:

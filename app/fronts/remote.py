@@ -155,6 +155,7 @@ class RemoteQueue:
                 height=item.lane.height,
                 width=item.lane.width,
                 priority=item.flow.priority,
+                weight=item.flow.weight,
                 probability=item.probability,
             )
         )
@@ -215,7 +216,7 @@ class RemoteQueue:
                 sent = self._sent.pop(record.tag)
                 fit = (record.per_item_s, record.per_launch_s, record.largest)
                 self._fits.put(sent.item.lane, fit)
-                sent.item.launched = record.launched
+                sent.item.launched, sent.item.device_s = record.launched, record.device_s
                 if sent.item.flow.gone:
                     self.arena.give(sent.offset)
                 else:

@@ -32,6 +32,7 @@ class Submit(NamedTuple):
     height: int
     width: int
     priority: int
+    weight: float
     probability: bool
 
 
@@ -64,6 +65,7 @@ class Done(NamedTuple):
 
     tag: int
     launched: float
+    device_s: float
     per_item_s: float
     per_launch_s: float
     largest: int
@@ -78,11 +80,11 @@ class Dropped(NamedTuple):
 Record: TypeAlias = Submit | Forget | Expect | Prepare | Done | Dropped
 
 _FORMS: dict[type[Record], struct.Struct] = {
-    Submit: struct.Struct("<BQQQddIIIi?"),
+    Submit: struct.Struct("<BQQQddIIIid?"),
     Forget: struct.Struct("<BQ"),
     Expect: struct.Struct("<BIIIi"),
     Prepare: struct.Struct("<BIIII"),
-    Done: struct.Struct("<BQdddI"),
+    Done: struct.Struct("<BQddddI"),
     Dropped: struct.Struct("<BQ"),
 }
 _KINDS: list[tuple[type[Record], struct.Struct]] = list(_FORMS.items())

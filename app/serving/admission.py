@@ -3,11 +3,19 @@
 Bounds are requests, received bytes, decoded pixels and seconds: what cannot meet its deadline is
 refused at once with the time after which it is worth coming back. A permit is released on every way
 out. Lives on the event loop; needs no lock.
+
+The predicted wait knows the device's queue. What it does not know (decoding, the rest of a running
+batch, the batch that a picture ends in, a busy processor) is measured: by how much the predictions
+of the last requests fell short. Without that a full server would accept just what it can begin in
+time, and finish all of it too late.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
+import math
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
@@ -16,6 +24,11 @@ from app.serving.bounds import Bounds, Doors, Inside, OneDoor
 from app.serving.clock import Clock
 
 __all__ = ["Admission", "Bounds", "Permit"]
+
+# Predictions that are looked back at: so many, so long, and the share of them that must hold.
+_WINDOW = 128
+_MEMORY_S = 10.0
+_HOLDS = 0.99
 
 
 class Permit:
@@ -27,6 +40,7 @@ class Permit:
         self._pixels = 0
         self._released = False
         self._coming = True
+        self._begun = self._predicted = 0.0
         self.add_bytes(received)
 
     def add_bytes(self, count: int) -> None:
@@ -80,6 +94,17 @@ class Permit:
             self._coming = False
             self._door.coming -= 1
             self._door.tell()
+
+    def begin(self) -> None:
+        """The body is there: from now on the time is ours."""
+        self._begun, self._predicted = self._door.now(), self._door.wait_s()
+
+    def end(self) -> None:
+        """The picture is done, or its time has run out: how long it took against the prediction.
+
+        For pictures of one tile; how long others take depends on what the door cannot know.
+        """
+        self._door.look_back(self._door.now() - self._begun - self._predicted)
 
     def release_device(self, device_s: float) -> None:
         """The device is done with it, after so many seconds; the reply is still to be sent."""
@@ -135,6 +160,13 @@ class Admission:
         self._ready = ready
         self._refused = refused
         self._mean_s = 0.0
+        # The same errors twice: in the order in which they came, with their moments, and by size.
+        self._errors: deque[tuple[float, float]] = deque()
+        self._ordered: list[float] = []
+
+    def now(self) -> float:
+        """The clock that permits are measured by."""
+        return self._clock.now()
 
     def leave(self) -> None:
         """A request is done, whichever way."""
@@ -153,6 +185,28 @@ class Admission:
     def learn(self, device_s: float) -> None:
         """A request took `device_s` of the device: the guess for those still on their way."""
         self._mean_s = device_s if self._mean_s == 0.0 else 0.9 * self._mean_s + 0.1 * device_s
+
+    def look_back(self, error_s: float) -> None:
+        """A prediction fell short by `error_s` (or, negative, was too long)."""
+        self._errors.append((self._clock.now(), error_s))
+        bisect.insort(self._ordered, error_s)
+        if len(self._errors) > _WINDOW:
+            self._forget()
+
+    def slip_s(self) -> float:
+        """Seconds to add to a prediction so that it holds; 0 where nothing was seen lately, so that
+        one bad moment cannot keep the door shut.
+        """
+        since = self._clock.now() - _MEMORY_S
+        while self._errors and self._errors[0][0] < since:
+            self._forget()
+        if not self._ordered:
+            return 0.0
+        return max(0.0, self._ordered[math.ceil(_HOLDS * len(self._ordered)) - 1])
+
+    def _forget(self) -> None:
+        _, oldest = self._errors.popleft()
+        del self._ordered[bisect.bisect_left(self._ordered, oldest)]
 
     def wait_s(self) -> float:
         """Predicted seconds of work that is inside already."""
@@ -187,8 +241,9 @@ class Admission:
                 limit_value=bounds.max_requests,
                 retry_after_s=max(1.0, self.wait_s() / 2),
             )
-        wait, left = self.wait_s() + self._mean_s, deadline - self._clock.now()
-        if inside and wait > left:
+        left = deadline - self._clock.now()
+        wait = self.wait_s() + self._mean_s + self.slip_s() if inside else 0.0
+        if wait > left:
             raise Overloaded(
                 f"estimated wait {wait * 1000:.0f} ms exceeds the time left, {left * 1000:.0f} ms",
                 retry_after_s=max(0.0, wait - left) or 1.0,

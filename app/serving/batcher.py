@@ -10,8 +10,9 @@
 there. 8. One batch is prepared while one computes; never two.
 9. Every wait has an end: deadlines hold in the queue too; closing finishes what was taken.
 
-Two threads: the stager forms and stacks batches, the device thread runs them. Neither knows
-asyncio.
+Two threads: the device thread takes a batch when it is free and runs it; meanwhile the stager has
+the next one stacked, if a full one is there. Neither knows asyncio, and each is woken only when
+there is something for it to do: a thread woken for nothing costs more than most of our own code.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from app.errors import (
 )
 from app.serving.clock import Clock
 from app.serving.costs import Costs
-from app.serving.lanes import Flow, Item, Lane, Lanes, Outcome, stack
+from app.serving.lanes import Flow, Item, Lane, Lanes, Outcome, Taken, stack
 from app.serving.turns import Turns
 from app.types import Inference, Pixels
 
@@ -94,7 +95,12 @@ class Batcher:
             max_batch_pixels=max_batch_pixels,
             max_hold_s=max_hold_s,
         )
-        self._changed = threading.Condition()
+        # One lock, three waiters: the device thread on `_changed`, the stager on `_room`, and on
+        # `_finished` whoever lets an engine go.
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._room = threading.Condition(lock)
+        self._finished = threading.Condition(lock)
         self._device = Turns()
         self._staged: _Staged | None = None
         self._running: list[Item] = []
@@ -127,21 +133,27 @@ class Batcher:
         with self._changed:
             if self._lost is not None or self._closing:
                 raise NotReady("the engine is gone") from self._lost
-            self._lanes.put(item, self._clock.now())
-            self._changed.notify_all()
+            now = self._clock.now()
+            self._lanes.put(item, now)
+            if not self._running:
+                self._changed.notify()
+            elif self._staged is None and self._lanes.full(item.lane, now):
+                self._room.notify()
 
     def forget(self, flow: Flow) -> None:
         """Nobody waits for this request any more; what is left of it is dropped."""
         with self._changed:
             flow.gone = True
             if flow.waiting:
-                self._changed.notify_all()
+                (self._room if self._running else self._changed).notify()
 
     def expect(self, lane: Lane, count: int) -> None:
         """Tell that `count` tiles of this lane are (or, negative, are no longer) on their way."""
         with self._changed:
             self._lanes.expect(lane, count)
-            self._changed.notify_all()
+            if count < 0 and self._lanes.waiting and not self._running:
+                # A batch may be held back for what will not come.
+                self._changed.notify()
 
     def predicted_s(self, lane: Lane, items: int) -> float:
         """Predicted seconds of `items` tiles of `lane` on an idle device."""
@@ -219,7 +231,7 @@ class Batcher:
             while any(item.lane.engine is engine for item in self._at_work()):
                 if self._lost is not None or self._closing:
                     break
-                self._clock.wait(self._changed, None)
+                self._clock.wait(self._finished, None)
             # What finished just now has been measured meanwhile.
             self._lanes.forget(engine)
         for item in left:
@@ -260,77 +272,108 @@ class Batcher:
         """Finish what was taken, then stop the threads. Idempotent."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
+            self._wake_all()
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(timeout_s)
 
-    # The stager: forms a batch when the device is idle, or a full one while it computes.
+    def _wake_all(self) -> None:
+        """The lock is held."""
+        for waiting in (self._changed, self._room, self._finished):
+            waiting.notify_all()
+
+    # The stager: has a full batch ready while the device computes.
 
     def _stage_loop(self) -> None:
         while True:
             with self._changed:
                 taken = None
                 while taken is None:
-                    if self._lost is not None or (self._closing and not self._lanes.waiting):
-                        self._changed.notify_all()
+                    if self._lost is not None or self._closing:
                         return
-                    if self._staged is not None:
-                        self._clock.wait(self._changed, None)
-                        continue
-                    taken = self._lanes.take(self._clock.now(), idle=not self._running)
-                    if not (taken.batch or taken.expired or taken.dropped):
-                        until, taken = taken.ask_again, None
-                        self._clock.wait(self._changed, until)
+                    if self._running and self._staged is None:
+                        taken = self._lanes.take(self._clock.now(), idle=False)
+                        if taken.batch or taken.expired or taken.dropped:
+                            break
+                        taken = None
+                    self._clock.wait(self._room, None)
                 self._staging = taken.batch
-            for item in taken.dropped:
-                self._observer.dropped("queue", "client_gone")
-                self._release(item)
-            for item in taken.expired:
-                self._expire(item)
-            if taken.batch:
-                self._hand_over(taken.batch, taken.trigger)
-
-    def _hand_over(self, items: list[Item], trigger: str) -> None:
-        """Stack outside the lock, then put the batch where the device thread finds it."""
-        try:
-            pixels, thresholds = stack(items)
-        except BaseException as exc:  # MemoryError: these items fail, the thread lives on
+            self._tell(taken)
+            if not taken.batch:
+                continue
+            staged = self._stacked(taken)
             with self._changed:
                 self._staging = []
-                self._changed.notify_all()
-            self._fail(items, exc)
-            return
-        with self._changed:
-            self._staging = []
-            self._staged = _Staged(items, pixels, thresholds, trigger)
-            self._changed.notify_all()
+                self._staged = staged
+                self._changed.notify()
+                self._finished.notify_all()
+
+    def _tell(self, taken: Taken) -> None:
+        """Those that were taken and go no further."""
+        for item in taken.dropped:
+            self._observer.dropped("queue", "client_gone")
+            self._release(item)
+        for item in taken.expired:
+            self._expire(item)
+
+    def _stacked(self, taken: Taken) -> _Staged | None:
+        """The batch in one piece of memory; None where there is none, and its items were told."""
+        try:
+            pixels, thresholds = stack(taken.batch)
+        except BaseException as exc:  # MemoryError: these items fail, the thread lives on
+            self._fail(taken.batch, exc)
+            return None
+        return _Staged(taken.batch, pixels, thresholds, taken.trigger)
 
     # The device thread: one batch at a time, whatever happens in it.
 
     def _device_loop(self) -> None:
         while True:
+            taken, staged = None, None
             with self._changed:
-                while self._staged is None:
-                    if self._lost is not None or (
-                        self._closing and not self._lanes.waiting and not self._staging
-                    ):
+                while taken is None and staged is None:
+                    if self._lost is not None:
                         return
-                    self._clock.wait(self._changed, None)
-                staged, self._staged = self._staged, None
-                self._running, self._running_since = staged.items, self._clock.now()
-                self._changed.notify_all()
+                    if self._staged is not None:
+                        staged, self._staged = self._staged, None
+                        self._begin(staged.items)
+                        break
+                    until = None
+                    # What the stager has in hand was first.
+                    if not self._staging:
+                        taken = self._lanes.take(self._clock.now(), idle=True)
+                        if taken.batch or taken.expired or taken.dropped:
+                            self._begin(taken.batch)
+                            break
+                        if self._closing and not self._lanes.waiting:
+                            return
+                        until, taken = taken.ask_again, None
+                    self._clock.wait(self._changed, until)
+            items = staged.items if staged else []
             try:
-                self._launch(staged)
+                if taken is not None:
+                    items = taken.batch
+                    self._tell(taken)
+                    staged = self._stacked(taken) if taken.batch else None
+                    self._running_since = self._clock.now()
+                if staged is not None:
+                    self._launch(staged)
             except BaseException as exc:  # our own defect: no waiter may be left hanging
-                self._lose(exc, staged.items)
+                self._lose(exc, items)
                 raise
             finally:
                 with self._changed:
-                    self._busy_s += self._clock.now() - self._running_since
-                    self._running = []
-                    self._last_finish = self._clock.now()
-                    self._changed.notify_all()
+                    if self._running:
+                        self._last_finish = self._clock.now()
+                        self._busy_s += self._last_finish - self._running_since
+                        self._running = []
+                        self._finished.notify_all()
+
+    def _begin(self, items: list[Item]) -> None:
+        """The device is taken; the lock is held."""
+        self._running, self._running_since = items, self._clock.now()
+        if items and self._lanes.waiting:
+            self._room.notify()
 
     def _launch(self, staged: _Staged) -> None:
         now = self._clock.now()
@@ -396,6 +439,7 @@ class Batcher:
             lane, items=len(items), largest=largest, seconds=seconds, trigger=trigger
         )
         for index, item in enumerate(items):
+            item.device_s = seconds / len(items)
             self._deliver(item, _outcome(result, index))
 
     def _deliver(self, item: Item, outcome: Outcome) -> None:
@@ -446,7 +490,7 @@ class Batcher:
             if self._staged is not None:
                 waiting += self._staged.items
                 self._staged = None
-            self._changed.notify_all()
+            self._wake_all()
         log.critical("the engine is lost: %r", exc)
         self._fail([*items, *waiting], NotReady("the engine was lost"))
         if first:

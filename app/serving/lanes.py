@@ -24,6 +24,13 @@ from app.types import Inference, Pixels
 
 Outcome = Inference | BaseException
 
+# A device cannot be interrupted, so a launch is what everybody else waits for. A tile of more than
+# a megapixel keeps any device busy by itself: two in a launch would gain nothing but that wait.
+_ALONE = 1 << 20
+# A launch that takes longer than this (seconds) is not fixed while another runs: stacking it costs
+# little beside it, and who comes meanwhile may go first.
+_LONG_S = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Lane:
@@ -55,13 +62,17 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """One request: all its tiles share it. `gone` means that nobody waits any more."""
+    """One request: all its tiles share it. `gone` means that nobody waits any more.
+
+    `weight`: its share of the device beside others of weight 1, while they want it too.
+    """
 
     deadline: float
     priority: int = 0
     gone: bool = False
     finish: float = 0.0
     waiting: int = 0
+    weight: float = 1.0
 
 
 def _keep(item: Item) -> None:
@@ -72,8 +83,8 @@ def _keep(item: Item) -> None:
 class Item:
     """One tile in the queue. It owns its way back: `deliver` is called once, from any thread.
 
-    `release` is called once too, after `deliver` or instead of it: nobody looks at the pixels any
-    more.
+    `device_s` is its share of the batch it was computed in. `release` is called once too, after
+    `deliver` or instead of it: nobody looks at the pixels any more.
     """
 
     lane: Lane
@@ -86,6 +97,7 @@ class Item:
     tag: float = 0.0
     order: int = 0
     launched: float = 0.0
+    device_s: float = 0.0
     delivered: bool = False
     release: Callable[[Item], None] = _keep
 
@@ -131,7 +143,7 @@ class Lanes:
         item.arrived = now
         item.order = next(self._order)
         item.tag = max(self._virtual, item.flow.finish)
-        item.flow.finish = item.tag + item.lane.pixels
+        item.flow.finish = item.tag + item.lane.pixels / item.flow.weight
         heapq.heappush(self._heaps.setdefault(item.lane, []), item)
         self.waiting += 1
         self.waiting_pixels += item.lane.pixels
@@ -156,6 +168,8 @@ class Lanes:
         """Most tiles that one launch of this lane takes."""
         # Bounded by pixels too: a 1024 x 1024 tile is 16 times a 256 x 256 one.
         within = min(self._max_batch, max(1, self._max_batch_pixels // lane.pixels))
+        if lane.pixels > _ALONE:
+            within = 1
         limit = max((size for size in lane.engine.batch_sizes if size <= within), default=1)
         lowered = self._limits.get(lane)
         if lowered is not None:
@@ -164,8 +178,13 @@ class Lanes:
             del self._limits[lane]
         return limit
 
+    def full(self, lane: Lane, now: float) -> bool:
+        """Whether a full batch of this lane waits."""
+        return len(self._heaps.get(lane, ())) >= self.largest(lane, now)
+
     def take(self, now: float, *, idle: bool) -> Taken:
-        """The next batch. `idle`: the device has nothing to do; otherwise only a full batch goes.
+        """The next batch. `idle`: the device has nothing to do; otherwise only a full batch goes,
+        and only one that is soon done.
 
         An idle device takes what is there at once, unless another tile of the lane is known to be
         on its way and the batch is not full: then it waits for it at most `max_hold_s`, counted
@@ -177,6 +196,8 @@ class Lanes:
             return taken
         heap = self._heaps[lane]
         largest = self.largest(lane, now)
+        if not idle and self.predict_s(lane, largest, now) > _LONG_S:
+            return taken
         if len(heap) < largest:
             if not idle:
                 return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from app.imaging import tiling
 from app.imaging.fit import Fit, margins
 from app.imaging.scale import enlarge, enlarged_bits, enlarged_labels, shown_size, shrink
 from app.imaging.tiling import TilePlan, TileSpec, plan_tiles
-from app.types import Inference, Mask, ModelSpec, Pixels
+from app.types import Halo, Inference, Mask, ModelSpec, Pixels
 
 Plane = NDArray[np.uint8]
 
@@ -38,14 +39,16 @@ class Tiling:
                 limit="TERNAUS_WHOLE_PIXELS",
                 limit_value=self.whole_pixels,
             )
-        return fitting, plan_tiles(
-            rows,
-            columns,
-            stride=spec.stride,
-            halo=spec.halo,
-            whole_pixels=self.whole_pixels,
-            tile=self.side,
-        )
+        return fitting, _plan(rows, columns, spec.stride, spec.halo, self.whole_pixels, self.side)
+
+
+# Asked twice for each picture, and most pictures are of few sizes. A plan is frozen; one of the
+# largest picture holds some hundred tiles.
+@functools.lru_cache(maxsize=256)
+def _plan(
+    rows: int, columns: int, stride: int, halo: Halo, whole_pixels: int, tile: int
+) -> TilePlan:
+    return plan_tiles(rows, columns, stride=stride, halo=halo, whole_pixels=whole_pixels, tile=tile)
 
 
 @dataclass(frozen=True, slots=True)

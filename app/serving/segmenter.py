@@ -43,6 +43,8 @@ _HOT = 3
 # How many times the time left a prediction must be to refuse a picture on an idle device.
 _FAR_OFF = 3.0
 _AGAIN = 256
+# Of a picture in tiles: who waits for seconds anyway gives way to those who wait for milliseconds.
+_HUGE_WEIGHT = 0.5
 # Shapes whose use is counted; any number of others may come by.
 _LANES = 1024
 
@@ -135,12 +137,15 @@ class Segmenter:
         BadParameter, Overloaded, DeadlineExceeded and InferenceFailed. Cancelling the task drops
         the work.
         """
+        permit.begin()
         try:
             left = None if deadline == float("inf") else max(0.0, deadline - self.clock.now())
             async with asyncio.timeout(left):
                 return await self._segment(data, ask, deadline, permit, timings)
         except TimeoutError:
             self.metrics.late.labels(timings.stage).inc()
+            if timings.tiles == 1:
+                permit.end()
             raise DeadlineExceeded(
                 f"the time of this request ran out {timings.place()} "
                 "(TERNAUS_REQUEST_TIMEOUT_S, `X-Request-Timeout-Ms`)",
@@ -183,6 +188,8 @@ class Segmenter:
         begun = timings.begun["encode"] = self.clock.now()
         body = await self._in_host(encoding.encode, mask)
         timings.encode = self.clock.now() - begun
+        if timings.tiles == 1:
+            permit.end()
         self._count(picture, layout, timings)
         return Answer(body, encoding, mask, picture.orientation, timings)
 
@@ -298,16 +305,14 @@ class Segmenter:
         sheet = layout.sheet(probability=probability)
         soft = probability or layout.scaled
         progress.timings.tiles, progress.timings.tiles_done = len(layout.tiles), 0
-        flow = Flow(deadline=deadline)
+        flow = Flow(deadline=deadline, weight=1.0 if len(layout.tiles) == 1 else _HUGE_WEIGHT)
         waiting: dict[asyncio.Future[Inference], TileSpec] = {}
 
         async def submit(tile: TileSpec) -> None:
             future: asyncio.Future[Inference] = loop.create_future()
 
             def deliver(item: Item, outcome: Outcome) -> None:
-                loop.call_soon_threadsafe(
-                    _settle, future, outcome, item, progress, self.clock.now()
-                )
+                loop.call_soon_threadsafe(_settle, future, outcome, item, progress)
 
             waiting[future] = tile
             await self.queue.submit(Item(lane, flow, layout.cut(tile), threshold, soft, deliver))
@@ -370,13 +375,13 @@ class Segmenter:
 
 
 def _settle(
-    future: asyncio.Future[Inference], outcome: Outcome, item: Item, progress: _Progress, now: float
+    future: asyncio.Future[Inference], outcome: Outcome, item: Item, progress: _Progress
 ) -> None:
     """On the event loop: hand a tile's outcome to whoever waits, if anybody still does."""
     if item.launched:
         if progress.launched is None or item.launched < progress.launched:
             progress.launched = progress.timings.begun["infer"] = item.launched
-        progress.device_s += now - item.launched
+        progress.device_s += item.device_s
         progress.timings.stage = "infer"
         progress.timings.tiles_done += 1
     if future.done():

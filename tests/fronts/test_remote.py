@@ -262,9 +262,9 @@ def test_front_end_that_leaves_takes_what_it_announced_along(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "record",
     [
-        wire.Submit(1, 1, 2**40, 1e9, 0.5, 0, 64, 64, 0, False),  # outside its arena
-        wire.Submit(1, 1, 0, 1e9, 0.5, 7, 64, 64, 0, False),  # a model that there is not
-        wire.Done(1, 0.0, 0.0, 0.0, 1),
+        wire.Submit(1, 1, 2**40, 1e9, 0.5, 0, 64, 64, 0, 1.0, False),  # outside its arena
+        wire.Submit(1, 1, 0, 1e9, 0.5, 7, 64, 64, 0, 1.0, False),  # a model that there is not
+        wire.Done(1, 0.0, 0.0, 0.0, 0.0, 1),
     ],
 )
 def test_front_end_that_lies_is_cut_off_and_hurts_nobody(

@@ -163,3 +163,53 @@ def test_emptied_waits_for_the_last_one() -> None:
         await waiting
 
     asyncio.run(scenario())
+
+
+def answered(door: Door, *, after_s: float) -> None:
+    """A request whose body was there at once and whose answer took so long."""
+    with door.admit(seconds=60) as permit:
+        permit.begin()
+        door.clock.advance(after_s)
+        permit.end()
+
+
+def test_predictions_that_fell_short_are_added_to_the_next() -> None:
+    door = Door()
+    answered(door, after_s=2.0)
+    inside = door.admit(seconds=60)
+    with pytest.raises(Overloaded, match="2000 ms exceeds the time left, 1900 ms"):
+        door.admit(seconds=1.9)
+    door.admit(seconds=2.1).release()
+    inside.release()
+
+
+def test_prediction_counts_what_was_inside_when_the_body_had_come() -> None:
+    door = Door()
+    door.backlog = 5.0
+    with door.admit(seconds=60) as permit:
+        door.clock.advance(100.0)  # a slow body is no fault of the prediction
+        permit.begin()
+        door.clock.advance(5.5)
+        permit.end()
+    assert door.admission.slip_s() == pytest.approx(0.5)
+
+
+def test_one_bad_moment_does_not_keep_the_door_shut() -> None:
+    door = Door()
+    answered(door, after_s=50.0)
+    # Alone it is tried whatever was measured, so that something can be measured again.
+    door.admit(seconds=1.0).release()
+    inside = door.admit(seconds=60)
+    with pytest.raises(Overloaded):
+        door.admit(seconds=1.0)
+    door.clock.advance(11.0)
+    door.admit(seconds=1.0).release()
+    inside.release()
+
+
+def test_one_in_a_hundred_may_be_worse_than_what_is_added() -> None:
+    door = Door()
+    answered(door, after_s=9.0)
+    for _ in range(120):
+        answered(door, after_s=0.01)
+    assert door.admission.slip_s() == pytest.approx(0.01)
