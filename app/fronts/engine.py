@@ -168,7 +168,7 @@ class EngineEnd:
         """What front ends read without asking."""
         self._due = False
         self._published = self.loop.time()
-        figures = self.device.figures()
+        figures = self.device.batcher.figures()
         figures["busy_seconds"] += self._busy_before
         self.board.engine.put(
             heartbeat=RealClock().now(), state=STATES.index(self.device.state), **figures
