@@ -54,7 +54,7 @@ HOMES: dict[str, set[str]] = {
     "fastapi": {"api", "cluster"},
     "starlette": {"api"},
     "uvicorn": {"api"},
-    "httptools": {"api.connections"},
+    "httptools": {"api.connections", "bench.connections"},
     "opentelemetry": {"api.telemetry"},
     "python_multipart": {"api"},
     "swagger_ui_bundle": {"api"},
