@@ -124,7 +124,7 @@ async def _version(request: Request, timeout_s: float) -> int | None:
     if body:
         try:
             told = json.loads(body)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise MalformedRequest(f"the body is not JSON: {exc}") from exc
         if not isinstance(told, dict):
             raise MalformedRequest('the body must be an object such as {"version": 2}')

@@ -76,7 +76,7 @@ def options() -> dict[str, Option]:
         ),
         Option(
             "model",
-            "`name` (newest open version) or `name@version`; see `/models`.",
+            "`name` or `name@version`; see `/models`.",
             _model,
             {"type": "string"},
         ),

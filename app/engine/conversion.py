@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 
+from app.engine.converter import FAILURE
 from app.engine.findings import key_of, recall, remember
+from app.engine.openvino_library import openvino
 from app.errors import EngineError, by_code
 from app.types import ModelSpec, Pixels
 
@@ -35,15 +36,17 @@ log = logging.getLogger("ternaus.conversion")
 
 FILES = ("model.xml", "model.bin")
 SEAL = "seal.json"
-# Far longer than any conversion: an older draft was left by processes that were killed.
-STALE_S = 3600.0
+# Far longer than any conversion takes.
+PATIENCE_S = 1800.0
+# An older draft was left by processes that were killed.
+STALE_S = 2 * PATIENCE_S
 # Of a conversion beside an engine that serves.
 NICENESS = 10
 # The child finds its modules where this process finds them. NNCF, which quantises, would report its
 # use over the network.
 CHILD = (
     "import json, os, sys; os.environ['NNCF_CI'] = '1'; sys.path[:] = json.loads(sys.argv[1]); "
-    "from app.engine.converter import main; main()"
+    "from app.engine.converter import main; main(sys.argv[2])"
 )
 
 
@@ -200,31 +203,28 @@ def _in_a_child(request: Mapping[str, Any], spec: ModelSpec, *, beside: bool) ->
     process: it holds the other end of a pipe, and removes its draft.
     """
     text = json.dumps({**request, "label": spec.label, "niceness": NICENESS if beside else 0})
+    draft = Path(request["target"]).parent
     log.info("converting %s for OpenVINO, in a process of its own", spec.label)
-    with tempfile.TemporaryFile(dir=Path(request["target"]).parent) as said:
+    with tempfile.TemporaryFile(dir=draft) as said:
         try:
             child = subprocess.Popen(
-                [sys.executable, "-c", CHILD, json.dumps(sys.path)],
+                [sys.executable, "-c", CHILD, json.dumps(sys.path), text],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=said,
                 stderr=said,
                 # A terminal's Ctrl-C is for the server, which then ends in order.
                 start_new_session=True,
             )
         except OSError as exc:
             raise EngineError(f"the conversion of {spec.label} cannot be started: {exc}") from exc
+        # The pipe stays open until here: the child takes its end for the end of this process.
         with child:
             try:
-                assert child.stdin is not None
-                assert child.stdout is not None
-                try:
-                    child.stdin.write(text.encode() + b"\n")
-                    child.stdin.flush()
-                except BrokenPipeError:
-                    pass  # it ended before it read; its exit status tells how
-                # Kept open until here: the child takes its end for the end of this process.
-                verdict = child.stdout.read()
-                status = child.wait()
+                status = child.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired as exc:
+                raise EngineError(
+                    f"the conversion of {spec.label} did not end within {PATIENCE_S:g} s"
+                ) from exc
             finally:
                 child.kill()
         said.seek(0)
@@ -232,15 +232,13 @@ def _in_a_child(request: Mapping[str, Any], spec: ModelSpec, *, beside: bool) ->
     if words:
         log.log(logging.DEBUG if status == 0 else logging.ERROR, "the conversion said: %s", words)
     if status != 0:
-        raise _failure(spec, status, verdict, words)
+        raise _failure(spec, draft, status, words)
 
 
-def _failure(spec: ModelSpec, status: int, verdict: bytes, words: str) -> Exception:
-    try:
-        told = json.loads(verdict)
+def _failure(spec: ModelSpec, draft: Path, status: int, words: str) -> Exception:
+    told = recall(draft / FAILURE)
+    if told is not None:
         return by_code()[told["code"]](told["detail"])
-    except (ValueError, KeyError, TypeError):
-        pass
     if status < 0:
         end = f"was killed ({signal.Signals(-status).name})"
         if -status == signal.SIGKILL:

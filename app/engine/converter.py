@@ -1,9 +1,9 @@
 """The conversion itself, in a process of its own: `conversion.py` starts it and waits.
 
-Reads one line of JSON from standard input: `label`, `target`, `niceness`, and `spec` of a model to
-convert, or `source` and `sample` of a converted one to quantise. Writes `target`, and answers one
-line of JSON with the error where there was one (`code`, `detail`). Standard input stays open
-as long as the parent lives; at its end this process removes its draft and ends too.
+Its argument is JSON: `label`, `target`, `niceness`, and `spec` of a model to convert, or `source` and
+`sample` of a converted one to quantise. Writes `target`, or beside it `failure.json` with the error
+(`code`, `detail`). Standard input stays open as long as the parent lives; at its end this process
+removes its draft and ends too.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from typing import IO, Any, NoReturn
 from app.errors import EngineError, TernausError
 from app.types import ClassSpec, Halo, ModelSpec
 
+FAILURE = "failure.json"
 # Side in pixels of the parts of a sample that int8 is fitted to; a multiple of every stride.
 PART = 256
 
 
-def main() -> NoReturn:
-    """Convert what standard input asks for, and exit: 0, or 1 with the error told."""
-    # Whatever a library prints must not get between the words that the parent waits for.
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    request = json.loads(sys.stdin.readline())
-    if request["niceness"] and hasattr(os, "nice"):
-        os.nice(request["niceness"])
+
+def main(asked: str) -> NoReturn:
+    """Do what the JSON `asked` says, and exit: 0, or 1 with the error told."""
+    request = json.loads(asked)
     target = Path(request["target"])
     threading.Thread(target=_end_with, args=(sys.stdin, target.parent), daemon=True).start()
+    if request["niceness"] and hasattr(os, "nice"):
+        os.nice(request["niceness"])
     label = request["label"]
     try:
         if "spec" in request:
@@ -55,8 +54,8 @@ def main() -> NoReturn:
     else:
         # At once: there is nothing here that an orderly end of so many libraries would save.
         os._exit(0)
-    json.dump({"code": error.code, "detail": error.detail}, answer)
-    answer.flush()
+    told = json.dumps({"code": error.code, "detail": error.detail})
+    (target.parent / FAILURE).write_text(told, encoding="utf-8")
     os._exit(1)
 
 
@@ -80,13 +79,15 @@ def _spec(values: dict[str, Any]) -> ModelSpec:
 
 def convert(spec: ModelSpec, target: Path) -> None:
     """Trace the core, translate it, and save it. Raises ModelDamaged and EngineError."""
-    import openvino
     import torch
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     from app.engine.core import Core
+    from app.engine.openvino_library import openvino
     from app.engine.weights import load_net
+
+    # Only now: the first import of OpenVINO is the library's own.
+    from openvino.frontend import FrontEndManager  # isort: skip
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # isort: skip
 
     core = Core(load_net(spec), task=spec.task, mean=spec.mean, std=spec.std, packed=False).eval()
     side = spec.stride * 2
@@ -99,8 +100,7 @@ def convert(spec: ModelSpec, target: Path) -> None:
             traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
                 core, example, check_trace=False
             )
-    # The frontend itself and not `openvino.convert_model`, which reports its use over the network
-    # unless the user has opted out.
+    # The frontend itself and not `openvino.convert_model`, which would report its use.
     frontend = FrontEndManager().load_by_framework("pytorch")
     # The decoder is asked during the conversion, and nothing but this name keeps it alive.
     decoder = TorchScriptPythonDecoder(traced)

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from app.engine.base import Precision, check_batch
 from app.engine.conversion import converted, quantised
 from app.engine.cores import quota_cores
 from app.engine.faults import verdict
+from app.engine.openvino_library import openvino
 from app.errors import EngineError, InferenceFailed
 from app.types import Inference, ModelSpec, Pixels
 

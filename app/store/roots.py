@@ -22,7 +22,16 @@ from app.errors import StoreError, TernausError
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 # What the backends of fsspec call the mark or the time of an object's last writing.
-_STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "modified", "updated")
+_STAMPS = (
+    "ETag",
+    "etag",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "modified",
+    "updated",
+    "created",
+)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:::|://)")
 

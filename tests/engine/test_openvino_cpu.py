@@ -249,6 +249,35 @@ def test_a_conversion_that_breaks_says_why(specs: dict[str, ModelSpec], tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+AUDITED = """
+import sys
+def look(event, arguments):
+    if event in ("os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect"):
+        if "ldconfig" not in str(arguments):
+            raise AssertionError(f"{event} {arguments}")
+sys.addaudithook(look)
+import json
+from pathlib import Path
+from app.engine import converter, openvino_cpu
+openvino_cpu.device_name()
+values = json.loads(sys.argv[1])
+converter.convert(converter._spec(values), Path(sys.argv[2]) / "model.xml")
+assert sys.modules["openvino_telemetry"] is None
+"""
+
+
+def test_openvino_reports_to_nobody_and_forks_nothing(
+    specs: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    """Left alone, the import of OpenVINO sends an event over the network from a forked process."""
+    values = json.dumps(asdict(specs["binary"]), default=str)
+    done = subprocess.run(
+        [sys.executable, "-c", AUDITED, values, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.xml").exists()
+
+
 def test_without_a_cache_nothing_is_kept(
     specs: dict[str, ModelSpec], tiles: Pixels, openvino_engines: Engines
 ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.server import encoded, picture, truth
+from tests.server import THRESHOLDS, encoded, picture, truth
 
 # The sides of the pictures: one that fits into the balancer's buffer and one that does not.
 SMALL, LARGE = (48, 80), (300, 400)
@@ -30,6 +30,7 @@ class Reply:
     replica: str
     right: bool
     words: str
+    model: str = ""
 
     @property
     def lost(self) -> bool:
@@ -51,6 +52,11 @@ class Load:
     def after(self, moment: float) -> list[Reply]:
         return [reply for reply in self.replies if reply.begun >= moment]
 
+    def models(self, replica: str) -> list[str]:
+        """Which versions a replica answered with, one after the other, as they were asked for."""
+        found = [reply for reply in self.replies if reply.right and reply.replica == replica]
+        return [reply.model for reply in sorted(found, key=lambda reply: reply.begun)]
+
     def replicas(self) -> set[str]:
         return {reply.replica for reply in self.replies if reply.right}
 
@@ -65,7 +71,7 @@ def steady_load(
     """
     load, ending = Load(), threading.Event()
     bodies = [picture(*side, seed=side[0]) for side in (SMALL, LARGE)]
-    pictures = [(encoded(pixels, compress_level=0), truth(pixels)) for pixels in bodies]
+    pictures = [(encoded(pixels, compress_level=0), pixels) for pixels in bodies]
 
     def client(index: int) -> None:
         address = url.removeprefix("http://")
@@ -74,9 +80,9 @@ def steady_load(
             count = index
             while not ending.is_set():
                 count += 1
-                data, expected = pictures[int(large_every > 0 and count % large_every == 0)]
+                data, pixels = pictures[int(large_every > 0 and count % large_every == 0)]
                 begun = load.pending[index] = time.monotonic()
-                load.replies.append(_send(connection, begun, data, expected))
+                load.replies.append(_send(connection, begun, data, pixels))
                 del load.pending[index]
                 ending.wait(pause_s)
         except BaseException as exc:
@@ -97,7 +103,7 @@ def steady_load(
 
 
 def _send(
-    connection: http.client.HTTPConnection, begun: float, data: bytes, expected: NDArray[np.bool_]
+    connection: http.client.HTTPConnection, begun: float, data: bytes, pixels: NDArray[np.uint8]
 ) -> Reply:
     try:
         connection.request("POST", "/segment", data, {"Accept": "image/png"})
@@ -109,6 +115,9 @@ def _send(
     replica = answer.headers.get("x-replica", "")
     if answer.status != 200:
         return Reply(begun, time.monotonic(), answer.status, replica, False, body.decode()[:300])
+    model = answer.headers.get("x-model", "")
+    expected = truth(pixels, THRESHOLDS[int(model.partition("@")[2])])
     with Image.open(io.BytesIO(body)) as image:
         right = np.array_equal(np.asarray(image) > 0, expected)
-    return Reply(begun, time.monotonic(), 200, replica, right, "" if right else "another mask")
+    words = "" if right else "another mask"
+    return Reply(begun, time.monotonic(), 200, replica, right, words, model)

@@ -3,13 +3,12 @@
     python -m tests.fleet.replica FOLDER PORT SECONDS_A_BATCH
 
 Everything else is read from `TERNAUS_*`, as in production. It starts with version 1 of the model
-`fake`; a SIGUSR1 puts version 2 into its store.
+`fake`; version 2 appears in its store thereafter.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,14 +16,20 @@ from pathlib import Path
 from app.api.app import create_app
 from app.api.server import listen
 from app.settings import Settings
+from app.types import ModelSpec
 from tests.shelf import Shelf
 
 
 def main(folder: str, port: str, seconds: str) -> int:
     shelf = Shelf(Path(folder))
     shelf.publish("fake", 1)
+
+    def opening(spec: ModelSpec) -> None:
+        if spec.version == 1:
+            shelf.publish("fake", 2)
+
+    shelf.opening = opening
     shelf.before = lambda pixels: time.sleep(float(seconds))
-    signal.signal(signal.SIGUSR1, lambda number, frame: shelf.publish("fake", 2))
     settings = Settings.read(host="127.0.0.1", port=int(port), host_threads=1)
     logging.basicConfig(level="INFO", stream=sys.stderr)
     app = create_app(

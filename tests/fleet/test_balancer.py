@@ -55,6 +55,38 @@ def test_rolling_restart_loses_no_request(three: Fleet) -> None:
     assert len(load.replies) > 100
 
 
+def test_model_is_changed_on_every_replica_and_no_request_is_lost(tmp_path: Path) -> None:
+    """One replica after the other, each told by itself: the balancer lets nobody do it."""
+    admin = {"authorization": "Bearer sesame"}
+    with fleet(tmp_path, TERNAUS_ADMIN_KEY="sesame") as three:
+        through = httpx.post(f"{three.url}/models/fake/load", headers=admin, trust_env=False)
+        assert through.status_code == 404
+        assert "balancer" in through.text
+        with steady_load(three.url) as load:
+            wait_replies(load, 20, from_all=three)
+            for replica in three.replicas:
+                answer = httpx.post(
+                    f"{replica.url}/models/fake/load",
+                    headers=admin,
+                    timeout=60,
+                    trust_env=False,
+                )
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["replaced"] == "fake@1"
+                wait_replies(load, 20, from_all=three)
+            changed = time.monotonic()
+            wait_replies(load, 20, from_all=three)
+        assert not load.lost
+        assert {reply.model for reply in load.after(changed)} == {"fake@2"}
+        for replica in three.replicas:
+            assert set(load.models(replica.name)) == {"fake@1", "fake@2"}
+            until(
+                lambda replica=replica: "fake@1 is closed" in replica.program.text,  # type: ignore[misc]
+                "the old engine is closed",
+            )
+            assert three.balancer.up(replica.name)
+
+
 def test_killed_replica_loses_only_what_it_had(three: Fleet) -> None:
     victim = three.replicas[1]
     with steady_load(three.url) as load:

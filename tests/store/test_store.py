@@ -24,7 +24,7 @@ from app.errors import ManifestInvalid, ModelDamaged, ModelNotFound, StoreError
 from app.store import Manifest, ModelStore, manifest_text
 from app.store.cache import Cache
 from app.store.names import incoming_mark
-from app.store.roots import LocalRoot, RemoteRoot, open_root
+from app.store.roots import Entry, LocalRoot, RemoteRoot, open_root
 from tests.store.makers import NOW, BucketFileSystem, draft, files, tensors
 
 Damage = Callable[[bytes], bytes | None]
@@ -89,6 +89,46 @@ def test_tenth_version_is_after_the_ninth(store: ModelStore) -> None:
         store.publish("lungs", draft(), files(), version=version)
     assert store.versions("lungs") == [2, 9, 10]
     assert store.latest("lungs") == 10
+
+
+def test_newest_version_has_a_mark_that_changes_with_its_files(store: ModelStore) -> None:
+    with pytest.raises(ModelNotFound):
+        store.newest("lungs")
+    store.publish("lungs", draft(), files())
+    first = store.newest("lungs")
+    assert first.version == 1
+    assert store.newest("lungs") == first
+    store.publish("lungs", draft(), files())
+    second = store.newest("lungs")
+    assert second.version == 2
+    assert second.mark != first.mark
+    # One that is still being published is no version yet, and hides nothing.
+    put(store, "lungs/3/weights.safetensors", b"half of it")
+    assert store.newest("lungs") == second
+    # Mended in place, its size the same: it is worth another try.
+    put(store, "lungs/2/weights.safetensors", whole("weights.safetensors"))
+    assert store.newest("lungs").version == 2
+    assert store.newest("lungs") != second
+
+
+def test_look_at_the_newest_reads_no_file_and_few_folders(
+    bucket: type[BucketFileSystem], tmp_path: Path
+) -> None:
+    store = ModelStore("bucket://models", tmp_path / "cache")
+    for _ in range(5):
+        store.publish("lungs", draft(), files())
+    bucket.reads.clear()
+    listed = 0
+    listing = store._root.entries
+
+    def entries(*path: str) -> dict[str, Entry]:
+        nonlocal listed
+        listed += 1
+        return listing(*path)
+
+    store._root.entries = entries  # type: ignore[method-assign]
+    assert store.newest("lungs").version == 5
+    assert (listed, bucket.reads) == (2, [])
 
 
 @pytest.mark.parametrize(
