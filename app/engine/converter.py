@@ -1,9 +1,9 @@
 """The conversion itself, in a process of its own: `conversion.py` starts it and waits.
 
-Its argument is JSON: `label`, `target`, `niceness`, and `spec` of a model to convert, or `source` and
-`sample` of a converted one to quantise. Writes `target`, or beside it `failure.json` with the error
-(`code`, `detail`). Standard input stays open as long as the parent lives; at its end this process
-removes its draft and ends too.
+Its argument is JSON: `label`, `target`, `niceness`, and `spec` of a model to convert, or `source`
+and `sample` of a converted one to quantise. Writes `target`, or beside it `failure.json` with the
+error (`code`, `detail`). Standard input stays open as long as the parent lives; at its end this
+process removes its draft and ends too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from app.types import ClassSpec, Halo, ModelSpec
 FAILURE = "failure.json"
 # Side in pixels of the parts of a sample that int8 is fitted to; a multiple of every stride.
 PART = 256
-
 
 
 def main(asked: str) -> NoReturn:
@@ -116,9 +115,10 @@ def quantise(source: Path, sample: Path, target: Path) -> None:
 
     The sample is seen in its four turns and in parts, as pictures are seen in tiles.
     """
+    # First: NNCF would import OpenVINO with its reports.
+    from app.engine.openvino_library import openvino  # isort: skip
     import nncf
     import numpy as np
-    import openvino
 
     pixels = np.load(sample)
     threshold = np.array([0.5], np.float32)

@@ -425,3 +425,52 @@ def test_huge_picture_shares_the_device_with_small_ones(bench: Bench) -> None:
     small = [order.index(10 + i) for i in range(3)]
     assert max(small) <= 4, f"small pictures waited behind the tiles of a huge one: {order}"
     assert order.index(103) == 6, f"the huge picture was not finished last: {order}"
+
+
+def test_forgotten_engine_leaves_its_neighbours_alone(bench: Bench) -> None:
+    gate = Gate()
+    leaving, staying = FakeEngine(before=gate), FakeEngine()
+    running = bench.send(leaving)
+    gate.wait_entered()
+    gone = Flow(deadline=bench.clock.now() + 30, gone=True)
+    bench.send(leaving, flow=gone, size=64)
+    late = bench.send(leaving, size=64)
+    other = bench.send(staying, size=96)
+    forgetting = threading.Thread(target=bench.batcher.forget, args=(leaving,))
+    forgetting.start()
+    gate.open()
+    # What is on the device ends well; what waits is told, and nobody else is.
+    assert running.result(PATIENCE).finite.all()
+    assert other.result(PATIENCE).finite.all()
+    forgetting.join(PATIENCE)
+    assert not forgetting.is_alive()
+    with pytest.raises(NotReady, match="was closed"):
+        late.result(PATIENCE)
+    assert ("queue", "client_gone") in bench.record.drops
+    assert bench.batcher.state() == "idle"
+
+
+def test_exclusive_work_and_batches_alternate(bench: Bench) -> None:
+    """However many batches wait, whoever asks for a turn has it after the next of them."""
+    gate = Gate()
+    engine = FakeEngine(sizes=(1,), before=gate)
+    futures = [bench.send(engine) for _ in range(6)]
+    gate.wait_entered()
+    had = threading.Event()
+
+    def work() -> None:
+        with bench.batcher.turn():
+            had.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not bench.batcher._device._waiting:
+        threading.Event().wait(0.001)
+    assert not had.is_set()
+    gate.open()
+    assert had.wait(PATIENCE)
+    assert sum(future.done() for future in futures) <= 2
+    gate.open(len(futures))
+    for future in futures:
+        future.result(PATIENCE)
+    thread.join(PATIENCE)

@@ -212,6 +212,7 @@ def test_tile_that_nobody_waits_for_does_not_reach_a_closed_engine(shelf: Shelf)
         await busy
         assert old.closed
         assert len(old.batches) == batches
+        assert 'ternaus_cancelled_total{stage="queue"} 3.0' in house.metrics.render().decode()
         assert batcher_of(house).figures()["tiles"] == 0
         assert batcher_of(house).state() == "idle"
         await house.close()
@@ -362,9 +363,26 @@ def test_loads_happen_one_after_the_other(shelf: Shelf) -> None:
         second, third = await asyncio.gather(*both)
         assert (second.replaced, third.replaced) == ("fake@1", "fake@2")
         assert not (await again).opened
-        # Two versions stood in memory at once, never three.
-        assert shelf.engine("fake@1").closed
         assert len(shelf.engines["fake@3"]) == 1
+        await house.close()
+
+    run(scenario())
+
+
+def test_two_versions_stand_in_memory_and_never_three(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        house = await house_of(shelf)
+        shelf.publish("fake", 2)
+        shelf.publish("fake", 3)
+        with house.catalog.get("fake").loans:
+            await house.changes.load("fake@2")
+            third = asyncio.ensure_future(house.changes.load("fake@3"))
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert list(shelf.engines) == ["fake@1", "fake@2"]
+            assert await answered(house) == 2
+        assert (await third).replaced == "fake@2"
+        assert shelf.engine("fake@1").closed
         await house.close()
 
     run(scenario())
@@ -575,6 +593,29 @@ def test_canary_of_a_model_that_leaves_is_no_failure(shelf: Shelf) -> None:
         while len(shelf.engine("fake@2").batches) < tried + 3:
             await asyncio.sleep(0.005)
             assert house.ready, house.describe()
+        await house.close()
+
+    run(scenario())
+
+
+def test_canary_passes_over_a_model_that_left_meanwhile(
+    shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        shelf.publish("other", 1)
+        house = await house_of(shelf, canary_s=0.01)
+        held = Held()
+        shelf.engine("fake@1").before = held
+        await held.wait_reached()  # the canary is about to try the other one next
+        unload = asyncio.ensure_future(house.changes.unload("other"))
+        while "other@1" in house.catalog.models:
+            await asyncio.sleep(0.001)
+        held.go()
+        await unload
+        tried = len(shelf.engine("fake@1").batches)
+        while len(shelf.engine("fake@1").batches) < tried + 3:
+            await asyncio.sleep(0.005)
+        assert not [r for r in caplog.records if r.levelname == "CRITICAL"]
         await house.close()
 
     run(scenario())
