@@ -29,12 +29,12 @@ i32 = st.integers(-(2**31), 2**31 - 1)
 times = st.floats(allow_nan=False)
 RECORDS: dict[type, st.SearchStrategy[Any]] = {
     wire.Submit: st.builds(
-        wire.Submit, u64, u64, u64, times, times, u32, u32, u32, i32, st.booleans()
+        wire.Submit, u64, u64, u64, times, times, u32, u32, u32, i32, times, st.booleans()
     ),
     wire.Forget: st.builds(wire.Forget, u64),
     wire.Expect: st.builds(wire.Expect, u32, u32, u32, i32),
     wire.Prepare: st.builds(wire.Prepare, u32, u32, u32, u32),
-    wire.Done: st.builds(wire.Done, u64, times, times, times, u32),
+    wire.Done: st.builds(wire.Done, u64, times, times, times, times, u32),
     wire.Dropped: st.builds(wire.Dropped, u64),
 }
 

@@ -436,7 +436,7 @@ def test_forgotten_engine_leaves_its_neighbours_alone(bench: Bench) -> None:
     bench.send(leaving, flow=gone, size=64)
     late = bench.send(leaving, size=64)
     other = bench.send(staying, size=96)
-    forgetting = threading.Thread(target=bench.batcher.forget, args=(leaving,))
+    forgetting = threading.Thread(target=bench.batcher.forget_engine, args=(leaving,))
     forgetting.start()
     gate.open()
     # What is on the device ends well; what waits is told, and nobody else is.
