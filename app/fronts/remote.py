@@ -123,10 +123,10 @@ class RemoteQueue:
         sent, self._sent = self._sent, {}
         self._flows.clear()
         self._fresh.clear()
+        self.arena.refuse(_gone)
         for waiting in sent.values():
             self.arena.give(waiting.offset)
             self._deliver(waiting.item, _gone())
-        self.arena.refuse(_gone)
         self._tell_used()
 
     async def submit(self, item: Item) -> None:

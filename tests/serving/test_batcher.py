@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +16,7 @@ from app.errors import (
     EngineLost,
     InferenceFailed,
     NotReady,
+    TernausError,
 )
 from app.serving.batcher import Batcher
 from app.serving.lanes import Flow, Item, Lane, Outcome
@@ -88,6 +89,7 @@ class Bench:
         size: int = 32,
         flow: Flow | None = None,
         deadline_s: float = 30.0,
+        release: Callable[[Item], None] = lambda item: None,
     ) -> Future[Inference]:
         future: Future[Inference] = Future()
 
@@ -105,6 +107,7 @@ class Bench:
                 threshold=0.5,
                 probability=False,
                 deliver=deliver,
+                release=release,
             )
         )
         return future
@@ -266,6 +269,56 @@ def test_law_4_expired_and_cancelled_work_never_reaches_the_device(bench: Bench)
     assert engine.batches == [(200,), (220,)]
     assert ("queue", "deadline") in bench.record.drops
     assert ("queue", "client_gone") in bench.record.drops
+
+
+def test_law_4_forgotten_work_is_let_go_while_the_device_is_busy(bench: Bench) -> None:
+    gate, released = Gate(), threading.Event()
+    engine = FakeEngine(before=gate)
+    first = bench.send(engine)
+    gate.wait_entered()
+    flow = Flow(deadline=bench.clock.now() + 30)
+    bench.send(engine, value=60, flow=flow, release=lambda item: released.set())
+    assert not released.is_set()
+    bench.batcher.forget(flow)
+    assert released.wait(PATIENCE), "its pixels are held until the device is free"
+    gate.open()
+    assert value_of(first) is True
+
+
+def test_pixels_are_given_back_once_on_every_way_out(bench: Bench) -> None:
+    gate = Gate()
+    released: list[int] = []
+    all_back = threading.Semaphore(0)
+
+    def release(item: Item) -> None:
+        released.append(int(item.pixels[0, 0, 0]))
+        all_back.release()
+
+    def before(pixels: Pixels) -> None:
+        gate(pixels)
+        if pixels[0, 0, 0] == 4:
+            raise ValueError("poison")
+        if pixels[0, 0, 0] == 5:
+            raise EngineLost("gone")
+
+    engine = FakeEngine(sizes=(1,), before=before)
+    gone = Flow(deadline=bench.clock.now() + 30)
+    bench.send(engine, value=1, flow=gone, release=release)
+    gate.wait_entered()
+    bench.batcher.forget(gone)  # its batch goes on, and nobody looks at the result
+    late = bench.send(engine, value=2, deadline_s=5.0, release=release)
+    bench.clock.advance(10.0)
+    served = bench.send(engine, value=3, release=release)
+    poisoned = bench.send(engine, value=4, release=release)
+    lost = [bench.send(engine, value=value, release=release) for value in (5, 6, 7)]
+    gate.open(4)
+    for future in (late, poisoned, *lost):
+        with pytest.raises(TernausError):
+            result(future)
+    assert result(served)
+    for _ in range(7):
+        assert all_back.acquire(timeout=PATIENCE)
+    assert sorted(released) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_law_5_memory_exhausted_halves_the_batch_and_remembers(bench: Bench) -> None:
