@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.serving.device import LocalDevice
-from app.types import Pixels
+from app.types import Inference, Pixels
 from tests.fakes import FakeEngine
 from tests.server import Running, encoded, picture, running, sampled
 
@@ -76,25 +78,29 @@ def test_dead_device_thread_is_seen_at_once(tmp_path: Path) -> None:
         assert server.post(encoded(picture())).status_code == 503
 
 
+class Liar(FakeEngine):
+    """Says the opposite while `lies` is set."""
+
+    lies = False
+
+    def infer(
+        self, pixels: Pixels, thresholds: NDArray[np.float32], *, probability: bool = False
+    ) -> Inference:
+        found = super().infer(pixels, thresholds, probability=probability)
+        assert found.bits is not None
+        return replace(found, bits=~found.bits) if self.lies else found
+
+
 def test_canary_that_fails_takes_readiness_and_gives_it_back(tmp_path: Path) -> None:
-    engine = FakeEngine(sampled(tmp_path))
+    engine = Liar(sampled(tmp_path))
     with running(tmp_path, engine, canary_s=0.05) as server:
-
-        def lie(pixels: Pixels) -> None:
-            pixels.setflags(write=True)
-            np.invert(pixels, out=pixels)
-
-        sample = server.house.catalog.default.sample
-        assert sample is not None
-        before = sample.pixels.copy()
-        engine.before = lie
+        engine.lies = True
         wait_for(server, "ready", (503, "failing"))
         # A restart is no cure for what may pass: live, but nobody should send anything.
         assert state(server, "live") == (200, "failing")
         refused = server.post(encoded(picture()))
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
         assert "canary" in server.client.get("/health").json()["failures"]
-        engine.before = lambda pixels: None
-        sample.pixels[:] = before
+        engine.lies = False
         wait_for(server, "ready", (200, "idle"))
         assert server.post(encoded(picture())).status_code == 200

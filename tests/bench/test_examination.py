@@ -81,6 +81,9 @@ def test_carried_is_the_highest_load_with_99_of_100_in_time() -> None:
         Step(run_of(100, 0), offered=10.0),
         Step(run_of(198, 2), offered=20.0),
         Step(run_of(290, 10), offered=30.0),
+        Step(run_of(400, 0), offered=40.0),  # luck: a lower load was not carried
     ]
     assert Report(1.0, (), tuple(steps)).carried == pytest.approx(19.8)
     assert Report(1.0, (), (steps[2],)).carried == 0.0
+    # More came than were offered on average.
+    assert Report(1.0, (), (Step(run_of(110, 0), offered=10.0),)).carried == 10.0
