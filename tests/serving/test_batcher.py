@@ -281,7 +281,7 @@ def test_law_4_forgotten_work_is_let_go_while_the_device_is_busy(bench: Bench) -
     stager_waits = False
     while not stager_waits:  # it has looked at the new tile and found nothing to do
         with bench.batcher._changed:
-            stager_waits = len(bench.batcher._changed._waiters) == 1  # type: ignore[attr-defined]
+            stager_waits = len(bench.batcher._room._waiters) == 1  # type: ignore[attr-defined]
     assert not released.is_set()
     bench.batcher.forget(flow)
     assert released.wait(PATIENCE), "its pixels are held until the device is free"
