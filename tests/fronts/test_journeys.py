@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.fronts.count import Pace, front_ends
 from tests.fronts.together import Together, alive, together, until
 from tests.server import encoded, picture, truth
 
@@ -306,3 +307,20 @@ def test_address_in_use_is_told(server: Together, tmp_path: Path) -> None:
     with together(tmp_path, ready=False, port=port) as process:
         assert process.wait_exit() == 1
         assert f"port {port}" in process.text
+
+
+def test_number_that_is_not_given_is_found(tmp_path: Path) -> None:
+    with together(tmp_path, frontends=0, canary_s=0) as process:
+        found = re.search(
+            r"(\d+) front ends: the device takes (\d+) pictures a second, "
+            r"the host ([\d.]+) ms of a core for each, of (\d+) cores",
+            process.text,
+        )
+        assert found, process.text
+        count, cores = int(found[1]), int(found[4])
+        assert count == front_ends(Pace(float(found[2]), float(found[3]) / 1000), cores)
+        until(lambda: len(process.children()) == 1 + count)
+        pixels = picture(seed=4)
+        assert (mask_of(process.post(encoded(pixels))) == truth(pixels)).all()
+        process.terminate()
+        assert process.wait_exit() == 0, process.text

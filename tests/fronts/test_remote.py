@@ -190,9 +190,9 @@ def test_request_that_nobody_waits_for_gives_its_slots_back_when_they_are_free(
             await asyncio.wait((first, second))
             # The device still reads the first one's slot: it is not free before the batch is done.
             async with asyncio.timeout(PATIENCE):
-                while remote(house).figures()["tiles"]:
+                while remote(house).remote.arena.used != 128 * 128 * 3:
                     await asyncio.sleep(0)
-            assert remote(house).remote.arena.used == 128 * 128 * 3
+            assert remote(house).figures()["slot_bytes"] == 128 * 128 * 3
             gate.set()
             await settled(house)
             assert len(engine.batches) == batches, "dropped work reached the device"

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -58,6 +58,7 @@ class ExtentsMachine(RuleBasedStateMachine):
 
 
 TestExtents = ExtentsMachine.TestCase
+TestExtents.settings = settings(deadline=None)
 
 
 def test_extent_given_twice_is_a_defect() -> None:
@@ -69,6 +70,7 @@ def test_extent_given_twice_is_a_defect() -> None:
         extents.give(offset)
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),

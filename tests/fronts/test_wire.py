@@ -10,7 +10,7 @@ import threading
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import (
@@ -43,6 +43,7 @@ def test_every_record_is_tried() -> None:
     assert set(RECORDS) == set(get_args(wire.Record))
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(*RECORDS.values()), min_size=1, max_size=50))
 def test_records_come_through(records: list[wire.Record]) -> None:
     (packet,) = wire.packets(map(wire.record, records))
@@ -64,6 +65,7 @@ def test_many_records_are_few_packets_that_fit() -> None:
     assert found == records
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_nonsense_is_a_value_error(data: bytes) -> None:
     for packet in (data, b"R" + data, b"M" + data):

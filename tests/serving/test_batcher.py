@@ -278,6 +278,10 @@ def test_law_4_forgotten_work_is_let_go_while_the_device_is_busy(bench: Bench) -
     gate.wait_entered()
     flow = Flow(deadline=bench.clock.now() + 30)
     bench.send(engine, value=60, flow=flow, release=lambda item: released.set())
+    stager_waits = False
+    while not stager_waits:  # it has looked at the new tile and found nothing to do
+        with bench.batcher._changed:
+            stager_waits = len(bench.batcher._room._waiters) == 1  # type: ignore[attr-defined]
     assert not released.is_set()
     bench.batcher.forget(flow)
     assert released.wait(PATIENCE), "its pixels are held until the device is free"
@@ -296,9 +300,9 @@ def test_pixels_are_given_back_once_on_every_way_out(bench: Bench) -> None:
 
     def before(pixels: Pixels) -> None:
         gate(pixels)
-        if pixels[0, 0, 0] == 4:
+        if pixels[0, 0, 0, 0] == 4:
             raise ValueError("poison")
-        if pixels[0, 0, 0] == 5:
+        if pixels[0, 0, 0, 0] == 5:
             raise EngineLost("gone")
 
     engine = FakeEngine(sizes=(1,), before=before)

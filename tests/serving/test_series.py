@@ -6,7 +6,7 @@ import threading
 
 import prometheus_client as theirs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.serving.ledger import Ledger
@@ -72,6 +72,7 @@ def happen(metrics: Ours | Theirs, event: tuple) -> None:  # type: ignore[type-a
             metrics.took.labels(kind).observe(value)
 
 
+@settings(deadline=None)
 @given(events)
 def test_one_process_says_what_prometheus_client_says(happened: list[tuple]) -> None:  # type: ignore[type-arg]
     ours, reference = Ours(), Theirs()
@@ -83,6 +84,7 @@ def test_one_process_says_what_prometheus_client_says(happened: list[tuple]) -> 
     assert ours.text() == reference.text()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), events), max_size=6))
 def test_any_of_several_processes_tells_all_and_a_successor_goes_on(
     rounds: list[tuple[int, list[tuple]]],  # type: ignore[type-arg]
