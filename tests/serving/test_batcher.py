@@ -296,9 +296,9 @@ def test_pixels_are_given_back_once_on_every_way_out(bench: Bench) -> None:
 
     def before(pixels: Pixels) -> None:
         gate(pixels)
-        if pixels[0, 0, 0] == 4:
+        if pixels[0, 0, 0, 0] == 4:
             raise ValueError("poison")
-        if pixels[0, 0, 0] == 5:
+        if pixels[0, 0, 0, 0] == 5:
             raise EngineLost("gone")
 
     engine = FakeEngine(sizes=(1,), before=before)
