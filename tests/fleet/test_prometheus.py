@@ -24,7 +24,7 @@ FOLDER = DOCKER / "prometheus"
 # Panels about what did not happen here: nothing was refused, late, left or run again.
 EMPTY = {"Refused at the door", "Deadlines missed, by stage", "Clients that left, by stage"}
 EMPTY |= {"Pictures that gave no mask", "Batches run again in parts", "Our failures"}
-EMPTY |= {"Connections cut off, by why"}
+EMPTY |= {"Connections cut off, by why", "Models loaded while serving"}
 
 
 class Prometheus:
