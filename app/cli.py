@@ -548,13 +548,16 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model through its engine or a server: IoU, Dice, edges, a sweep of thresholds."""
+    from app.serving.catalog import Sample
     from app.training.evaluate import evaluate_places
     from app.training.segmenters import EngineSegmenter, HttpSegmenter, Segmenter
 
     engine: Any = None
     settings = _settings(model_store=store, device=device, api_key=key)
     if url is None:
-        engine = _engines(settings)(_store(settings).resolve(model))
+        spec = _store(settings).resolve(model)
+        # With its sample, as the server opens it: without one, no precision but float32 is proven.
+        engine = _engines(settings)(spec, Sample.of(spec).pixels)
     try:
         segmenter: Segmenter = (
             HttpSegmenter(url, model, key=settings.api_key.get_secret_value())

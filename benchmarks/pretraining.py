@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--vgg16", required=True, help="`imagenet`, or a safetensors file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -61,8 +63,9 @@ def main() -> None:
         data={str(asked.data / town): share for town, share in SHARES.items()},
         validate=(str(asked.data / HELD_BACK),),
         out="",
-        crop=replace(crop_plan("aerial", 256), zoom=(0.35, 1.4)),
+        crop=replace(crop_plan("aerial", asked.crop), zoom=(0.35, 1.4)),
         steps=asked.steps,
+        batch=asked.batch,
         score=max(1, asked.steps // 10),
     )
     curves: dict[str, list[list[tuple[float, float]]]] = {}
@@ -101,6 +104,8 @@ def report(asked: argparse.Namespace, curves: dict[str, list[list[tuple[float, f
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "steps": asked.steps,
+            "batch": asked.batch,
+            "crop": asked.crop,
             "scored_on": HELD_BACK,
             "curves": curves,
         }

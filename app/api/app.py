@@ -140,7 +140,12 @@ def build_app(
     app.openapi = lambda: openapi_of(app, keys=bool(keys))  # type: ignore[method-assign]
     _add_error_handlers(app, settings)
     app.add_middleware(
-        Reception, keys=keys, journal=journal, metrics=house.metrics, clock=house.clock
+        Reception,
+        pictures=endpoint,
+        keys=keys,
+        journal=journal,
+        metrics=house.metrics,
+        clock=house.clock,
     )
     if settings.cors_origins:
         # Outside of the keys: browsers ask for leave without one.

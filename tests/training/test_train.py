@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.engine.options import EngineOptions
+from app.engine.choose import open_engine
 from app.errors import TrainingError
 from app.store.store import ModelStore
 from app.training import charts, options
@@ -193,6 +194,13 @@ def test_command_trains_publishes_and_evaluates(
     assert trained.exit_code == 0, (trained.output, trained.exception)
     assert "published blobs@1" in trained.output
     report = tmp_path / "report.json"
+    shown: list[Any] = []
+
+    def seen(*arguments: Any, sample: Any = None, **others: Any) -> Any:
+        shown.append(sample)
+        return open_engine(*arguments, sample=sample, **others)
+
+    monkeypatch.setattr("app.assembly.open_engine", seen)
     scored = command(
         "evaluate", "blobs", "--data", str(data), "--json", str(report), "--device", "cpu",
         "--sheet", str(tmp_path / "sheet.png"),
@@ -201,6 +209,8 @@ def test_command_trains_publishes_and_evaluates(
     assert "blob" in scored.output
     assert json.loads(report.read_text())["model"] == "blobs@1"
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    # The engine that serves is chosen on the model's sample, and so is the one that is scored.
+    assert [sample.shape[2] for sample in shown] == [3]
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
     assert plan["loss"] == {"cross-entropy": 1.0, "dice": 0.5} != PAPER
     assert plan["half"] is False
