@@ -15,8 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.engine.options import EngineOptions
 from app.engine.choose import open_engine
+from app.engine.options import EngineOptions
 from app.errors import TrainingError
 from app.store.store import ModelStore
 from app.training import charts, options
