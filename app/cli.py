@@ -113,6 +113,7 @@ def _opening(settings: Any) -> Any:
         labels=lambda: labels_of(settings, shelf),
         resolve=shelf.resolve,
         open_engine=_engines(settings),
+        newest=shelf.newest,
     )
 
 

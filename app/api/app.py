@@ -133,9 +133,9 @@ def build_app(
     app.router.routes.append(Route(endpoint.route, endpoint, methods=["POST"]))
     app.include_router(health_routes(house, _about(settings)))
     app.include_router(model_routes(house))
-    admins = settings.admin_keys()
-    if admins and house.changeable:
-        app.include_router(change_routes(house, Keys(admins), settings.body_timeout_s))
+    admins = Keys(settings.admin_keys())
+    if admins:
+        app.include_router(change_routes(house, admins, settings.body_timeout_s))
     app.include_router(docs_routes(app))
     app.openapi = lambda: openapi_of(app, keys=bool(keys))  # type: ignore[method-assign]
     _add_error_handlers(app, settings)

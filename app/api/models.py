@@ -73,12 +73,8 @@ def change_routes(house: House, keys: Keys, body_timeout_s: float) -> APIRouter:
         version = await _version(request, body_timeout_s)
         if version is not None and "@" in name:
             raise BadParameter(f"`{name}` names a version already; say it once")
-        done = await house.changes.load(name if version is None else f"{name}@{version}")
-        return {
-            "model": _described(house, done.model.spec.label),
-            "replaced": done.replaced,
-            "opened": done.opened,
-        }
+        done = await house.load(name if version is None else f"{name}@{version}")
+        return {"model": done.model, "replaced": done.replaced, "opened": done.opened}
 
     @router.post(
         "/models/{name}/unload",
@@ -90,7 +86,7 @@ def change_routes(house: House, keys: Keys, body_timeout_s: float) -> APIRouter:
         """Answers once every open version of `name`, or the one of `name@version`, is closed; it
         finishes what it has. The last model, and that of TERNAUS_DEFAULT_MODEL, stay."""
         check(request)
-        return {"unloaded": await house.changes.unload(name)}
+        return {"unloaded": await house.unload(name)}
 
     return router
 
@@ -110,7 +106,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             404: "no such model or version",
             409: "it must stay open",
             500: "the version could not be opened; nothing has changed",
-            503: "starting or shutting down",
+            503: "starting or shutting down, or the engine is gone",
         }.items()
         if status in statuses
     }

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from app.engine.cores import quota_cores
 from app.engine.drivers import driver_present
-from app.errors import SettingsError
 from app.fronts.board import SEATS
 from app.settings import Settings
 
@@ -33,19 +32,10 @@ def one_process(settings: Settings) -> bool:
     """Whether a single process is as good as it gets, known before anything is measured.
 
     So it is where the net runs on all the cores: a front end could only take them from it. And
-    where there are but two. Where models are to be changed while they serve it must be one: they
-    are changed where they are open. Raises SettingsError where several are asked for.
+    where there are but two.
     """
-    changing = bool(settings.admin_keys()) or settings.watch_store_s > 0
-    if changing and settings.frontends > 1:
-        raise SettingsError(
-            f"`TERNAUS_FRONTENDS` is {settings.frontends}, and models are changed while they serve "
-            "(TERNAUS_ADMIN_KEY, TERNAUS_WATCH_STORE_S) in one process only\n"
-            "hint: leave one of the two out",
-            limit="TERNAUS_FRONTENDS",
-        )
-    if settings.frontends or changing:
-        return settings.frontends == 1 or changing
+    if settings.frontends:
+        return settings.frontends == 1
     if cores() <= 2:
         return True
     on_cpu = settings.device == "cpu" or (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ from app.serving.lanes import Flow, Item, Lane, Outcome
 from app.serving.ledger import Ledger
 from app.serving.metrics import Metrics
 from app.serving.series import Book
+from app.serving.served import Served
 
 log = logging.getLogger("ternaus.engine")
 
@@ -41,6 +43,10 @@ PULSE_S = 0.05
 _SOON_S = 0.001
 # Pulses between looks at the models: a change of what they say of themselves is told then.
 _LOOK = 20
+# Longest wait for front ends to show what was changed; one that hangs is not waited for.
+_SHOWN_S = 30.0
+# Of a sentence about a failure: a packet holds all of them.
+_WORDS = 400
 
 
 def run(plan: EnginePlan) -> None:
@@ -70,8 +76,14 @@ class EngineEnd:
         self._guests: set[_Guest] = set()
         self._models: dict[int, OpenModel] = {}
         self._numbers: dict[Engine, int] = {}
+        self._number = itertools.count()
         self._told: list[dict[str, Any]] = []
-        self._preparing: set[asyncio.Future[None]] = set()
+        self._summary: dict[str, Any] = {}
+        self._serial = 0
+        self._seen = asyncio.Event()
+        self._served: Served | None = None
+        self._changing: set[asyncio.Task[None]] = set()
+        self._preparing: dict[asyncio.Future[None], Engine] = {}
         self._published = 0.0
         self._due = False
 
@@ -89,16 +101,21 @@ class EngineEnd:
             open_engine=opening.open_engine,
             metrics=Metrics(Book(Ledger(self.board.ledger(None)))),
             clock=RealClock(),
+            newest=opening.newest,
             on_lost=self._lost,
+            on_change=self.announce,
         )
+        self.device.on_leaving = self._leaving
         self._channel = Link(
             self._plan.channel, on_message=self._told_by_supervisor, on_closed=self._orphaned
         )
         self.publish()
         pulse = asyncio.create_task(self._pulse())
         try:
-            labels = await asyncio.to_thread(opening.labels)
-            await self.device.open(labels)
+            if self._plan.served is not None:
+                await self.device.reopen(Served(**self._plan.served))
+            else:
+                await self.device.open(await asyncio.to_thread(opening.labels))
         except Exception as exc:
             known = isinstance(exc, TernausError)
             log.critical("%s", exc, exc_info=None if known else exc)
@@ -143,6 +160,8 @@ class EngineEnd:
         if message["kind"] == "front":
             guest = _Guest(self, message["seat"], socket.socket(fileno=fds[0]))
             self._guests.add(guest)
+        elif message["kind"] == "drain":
+            self.device.drain()
         elif message["kind"] == "close":
             self._finish(0)
         else:
@@ -151,6 +170,7 @@ class EngineEnd:
     def left(self, guest: _Guest) -> None:
         """A front end is gone."""
         self._guests.discard(guest)
+        self._seen.set()
 
     async def _pulse(self) -> None:
         """Forward progress, observed: a loop or a process that stands still stops writing this."""
@@ -188,11 +208,14 @@ class EngineEnd:
     # Models, by numbers that are never used twice.
 
     def announce(self) -> None:
-        """Tell the front ends which models are open, if that is news to them."""
+        """Tell the supervisor and the front ends what is open, if that is news to them."""
+        catalog = self.device.catalog
         models = []
-        for model in self.device.catalog.models.values():
-            number = self._numbers.setdefault(model.engine, len(self._numbers))
-            self._models[number] = model
+        for model in catalog.models.values():
+            number = self._numbers.get(model.engine)
+            if number is None:
+                number = self._numbers[model.engine] = next(self._number)
+                self._models[number] = model
             models.append(
                 {
                     "number": number,
@@ -201,17 +224,82 @@ class EngineEnd:
                     "engine": dict(model.engine.describe()),
                 }
             )
-        if models != self._told:
-            self._told = models
+        if not models:
+            return
+        failures = {label: why[:_WORDS] for label, why in catalog.failures.items()}
+        served = dataclasses.replace(self.device.changes.served(), failures=failures)
+        if served != self._served:
+            # First of all: what any client was told of outlives this process.
+            self._served = served
+            self._channel.say("served", served=dataclasses.asdict(served))
+        summary = {
+            "numbers": [model["number"] for model in models],
+            "plain": {name: self._numbers[m.engine] for name, m in catalog.plain.items()},
+            "failures": failures,
+        }
+        if (models, summary) != (self._told, self._summary):
+            self._told, self._summary = models, summary
+            self._serial += 1
             for guest in self._guests:
                 self.tell_models(guest)
 
     def tell_models(self, guest: _Guest) -> None:
-        """Every open model, one message each, then that this is all."""
+        """Every open model, one message each, then that this is all. The front end holds them from
+        now on.
+        """
+        if not self._told or not guest.joined:
+            return
         for model in self._told:
+            guest.hold(model["number"], self._models[model["number"]])
             guest.link.say("model", **model)
-        if self._told:
-            guest.link.say("models", numbers=[model["number"] for model in self._told])
+        guest.link.say("models", serial=self._serial, **self._summary)
+
+    def seen(self) -> None:
+        """A front end shows what it was told."""
+        self._seen.set()
+
+    async def _shown(self) -> None:
+        """Wait until every front end that serves shows what is open, but for one that hangs."""
+        serial = self._serial
+        try:
+            async with asyncio.timeout(_SHOWN_S):
+                while any(guest.joined and guest.shown < serial for guest in self._guests):
+                    self._seen.clear()
+                    await self._seen.wait()
+        except TimeoutError:
+            log.warning("a front end does not show what was changed")
+
+    def change(self, guest: _Guest, message: dict[str, Any]) -> None:
+        """A front end was asked for a change; it hears how that ended."""
+        task = asyncio.create_task(self._change(guest, message))
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+
+    async def _change(self, guest: _Guest, message: dict[str, Any]) -> None:
+        number, label = message["id"], message["label"]
+        try:
+            found: Any
+            if message["kind"] == "load":
+                found = dataclasses.asdict(await self.device.load(label))
+            else:
+                found = await self.device.unload(label)
+            await self._shown()
+            guest.reply("changed", id=number, found=found)
+        except TernausError as exc:
+            await self._shown()
+            guest.reply("refused", id=number, **wire.error_values(exc))
+        except Exception as exc:  # a defect of ours, of which whoever waits must hear too
+            log.exception("a change failed")
+            guest.reply("broken", id=number, words=repr(exc)[:_WORDS])
+
+    async def _leaving(self, engine: Engine) -> None:
+        """No front end holds it any more: its number means nothing from now on."""
+        jobs = [job for job, one in self._preparing.items() if one is engine]
+        if jobs:
+            await asyncio.wait(jobs)
+        number = self._numbers.pop(engine, None)
+        if number is not None:
+            del self._models[number]
 
     def lane(self, number: int, height: int, width: int) -> Lane:
         """Raises ValueError for a model that was never announced."""
@@ -228,11 +316,11 @@ class EngineEnd:
         """Have a shape prepared on a thread."""
         engine = self.lane(number, height, width).engine
         job = asyncio.get_running_loop().run_in_executor(None, engine.prepare, height, width, batch)
-        self._preparing.add(job)
+        self._preparing[job] = engine
         job.add_done_callback(self._prepared)
 
     def _prepared(self, job: asyncio.Future[None]) -> None:
-        self._preparing.discard(job)
+        del self._preparing[job]
         exc = job.exception()
         if exc is not None:
             log.warning("a shape could not be prepared: %s", exc)
@@ -250,6 +338,9 @@ class _Guest:
         self._arena: Memory | None = None
         self._flows: dict[int, Flow] = {}
         self._expected: dict[Lane, int] = {}
+        self._held: dict[int, OpenModel] = {}
+        # The serial number of what it shows.
+        self.shown = 0
         self.link = Link(
             line,
             on_record=self._record,
@@ -270,14 +361,44 @@ class _Guest:
         for lane, count in self._expected.items():
             self._batcher.expect(lane, -count)
         self._expected.clear()
+        for number in list(self._held):
+            self._let_go(number)
         self._engine.left(self)
 
+    @property
+    def joined(self) -> bool:
+        """It has a place for tiles, and is told what is open."""
+        return self._arena is not None
+
+    def hold(self, number: int, model: OpenModel) -> None:
+        """It may send tiles for this model until it says otherwise, or is gone."""
+        if number not in self._held:
+            self._held[number] = model
+            model.loans.__enter__()
+
+    def _let_go(self, number: int) -> None:
+        self._held.pop(number).loans.__exit__()
+
+    def reply(self, kind: str, **values: Any) -> None:
+        """Say something, if it is still there."""
+        if not self.link.closed:
+            self.link.say(kind, **values)
+
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
-        if message["kind"] != "arena" or len(fds) != 1 or self._arena is not None:
-            raise ValueError(f"a message `{message['kind']}`")
-        self._arena = Memory(fds[0], message["size"])
-        self._arena.forget_fd()
-        self._engine.tell_models(self)
+        match message["kind"]:
+            case "arena" if len(fds) == 1 and self._arena is None:
+                self._arena = Memory(fds[0], message["size"])
+                self._arena.forget_fd()
+                self._engine.tell_models(self)
+            case "load" | "unload":
+                self._engine.change(self, message)
+            case "let_go":
+                self._let_go(message["number"])
+            case "showing":
+                self.shown = message["serial"]
+                self._engine.seen()
+            case other:
+                raise ValueError(f"a message `{other}`")
 
     def _record(self, record: wire.Record) -> None:
         match record:
@@ -300,6 +421,8 @@ class _Guest:
                 raise ValueError(f"unexpected {type(record).__name__}")
 
     def _submit(self, ask: wire.Submit) -> None:
+        if ask.model not in self._held:
+            raise ValueError(f"a tile for a model {ask.model} that it does not hold")
         lane = self._engine.lane(ask.model, ask.height, ask.width)
         form = self._engine.form(ask.model, ask.height, ask.width, probability=ask.probability)
         if self._arena is None or ask.offset + form.size > self._arena.size:
@@ -339,5 +462,4 @@ class _Guest:
 
     def _fail(self, tag: int, launched: float, exc: BaseException) -> None:
         assert isinstance(exc, TernausError)
-        if not self.link.closed:
-            self.link.say("failed", tag=tag, launched=launched, **wire.error_values(exc))
+        self.reply("failed", tag=tag, launched=launched, **wire.error_values(exc))

@@ -6,6 +6,7 @@ It imports no engine library: it starts in about a second and stays small.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -24,6 +25,12 @@ from app.serving.house import House
 from app.serving.ledger import Ledger
 from app.serving.metrics import Metrics
 from app.serving.series import Book
+
+log = logging.getLogger("ternaus.front")
+
+# Longest wait of a front end that joins others for the models, before it answers anything: it is
+# over within milliseconds, unless the engine process ends or hangs meanwhile.
+_JOIN_S = 10.0
 
 
 def run(plan: FrontPlan) -> None:
@@ -64,13 +71,18 @@ class _Front:
 
         async def opening() -> None:
             self._channel = Link(plan.channel, on_message=self._told, on_closed=self._orphaned)
-            await house.open(())
+            if plan.joins:
+                log.info("waiting for the engine process to say what is open")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_JOIN_S if plan.joins else None):
+                    await house.open(())
 
         line = line_of(settings, house.metrics)
         # Each takes its part of what one process would take.
         line = dataclasses.replace(line, max_connections=max(1, line.max_connections // plan.seats))
         self._server: Server = listen(
-            build_app(settings, house, opening=opening),
+            # Connections that waited for the place of a dead front end are not to be refused.
+            build_app(settings, house, opening=opening, wait=plan.joins),
             host=settings.host,
             port=settings.port,
             grace_s=settings.drain_grace_s,

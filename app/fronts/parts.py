@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.fronts.memory import Memory
 from app.serving.rules import Rules
@@ -17,6 +17,7 @@ from app.settings import Settings
 if TYPE_CHECKING:
     # The supervisor knows these types and need not load what they stand for.
     from app.serving.catalog import OpenEngine, Resolve
+    from app.serving.changes import Newest
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,11 +31,14 @@ class Opening:
     labels: Callable[[], tuple[str, ...]]
     resolve: Resolve
     open_engine: OpenEngine
+    newest: Newest | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """The engine process. `opening` makes its Opening; `measure`: whether to time a picture."""
+    """The engine process. `opening` makes its Opening; `measure`: whether to time a picture;
+    `served`: what its predecessor said of what it served last, as values of `Served`.
+    """
 
     rules: Rules
     opening: Callable[[], Opening]
@@ -43,11 +47,16 @@ class EnginePlan:
     channel: socket.socket
     measure: bool
     parent: int
+    served: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FrontPlan:
-    """A front end: its seat, its listening socket, and how many seats there may be at all."""
+    """A front end: its seat, its listening socket, and how many seats there may be at all.
+
+    `joins`: the engine process has its models open, so this front end need not answer before it
+    knows them.
+    """
 
     settings: Settings
     host_threads: int
@@ -58,6 +67,7 @@ class FrontPlan:
     seat: int
     seats: int
     parent: int
+    joins: bool = False
 
 
 def tie_to(parent: int) -> None:

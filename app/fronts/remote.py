@@ -18,6 +18,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.base import Engine
 from app.engine.recent import Recent
 from app.errors import InferenceFailed, NotReady
 from app.fronts import wire
@@ -25,8 +26,9 @@ from app.fronts.board import Board
 from app.fronts.link import Link
 from app.fronts.slots import Arena, Form
 from app.serving.catalog import Catalog, OpenModel
+from app.serving.changes import Loaded
 from app.serving.clock import Clock
-from app.serving.device import Queue
+from app.serving.device import Leaving, Queue, nothing_kept
 from app.serving.lanes import Flow, Item, Lane
 from app.types import ClassSpec, Halo, Inference, ModelSpec, Pixels, State
 
@@ -199,6 +201,10 @@ class RemoteQueue:
             self._fresh.popleft()
         return self._engine.get("estimated_wait_seconds") + sum(s for _, s in self._fresh)
 
+    def forget_engine(self, engine: Engine) -> None:
+        """Drop what was learnt of an engine that no request holds."""
+        self._fits.drop(lambda lane: lane.engine is engine)
+
     def _current(self, lane: Lane) -> tuple[Link, RemoteEngine]:
         """The link to the engine of this lane. Raises NotReady for one that is gone."""
         engine = lane.engine
@@ -214,12 +220,13 @@ class RemoteQueue:
         match record:
             case wire.Done():
                 sent = self._sent.pop(record.tag)
-                fit = (record.per_item_s, record.per_launch_s, record.largest)
-                self._fits.put(sent.item.lane, fit)
                 sent.item.launched, sent.item.device_s = record.launched, record.device_s
                 if sent.item.flow.gone:
+                    # Nobody holds its model either: nothing is learnt of one that may have left.
                     self.arena.give(sent.offset)
                 else:
+                    fit = (record.per_item_s, record.per_launch_s, record.largest)
+                    self._fits.put(sent.item.lane, fit)
                     result = sent.form.read(self.arena.memory.view, sent.offset)
                     self.arena.give(sent.offset)
                     self._deliver(sent.item, result)
@@ -247,6 +254,14 @@ class RemoteQueue:
         self._numbers.put(used_bytes=self.arena.used)
 
 
+def _unfinished() -> NotReady:
+    return NotReady(
+        "the engine process ended before it said how the change ended; it is being started again, "
+        "and `/models` will tell what it serves",
+        retry_after_s=_RETRY_S,
+    )
+
+
 def _gone() -> NotReady:
     return NotReady("the engine process ended; it is being started again", retry_after_s=_RETRY_S)
 
@@ -268,8 +283,14 @@ class RemoteDevice:
         self._clock = clock
         self._stall_after = stall_after_s
         self._link: Link | None = None
-        self._coming: dict[int, RemoteEngine] = {}
-        self._known: dict[int, RemoteEngine] = {}
+        self._coming: dict[int, OpenModel] = {}
+        self._known: dict[int, OpenModel] = {}
+        self._failures: dict[str, str] = {}
+        # Changes that were asked for, by number, until the engine process says how they ended.
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._ask = 0
+        self._leaving: set[asyncio.Task[None]] = set()
+        self.on_leaving: Leaving = nothing_kept
         self._opened = asyncio.Event()
         self._was_open = False
         self.remote = RemoteQueue(board, seat, clock=clock, slot_bytes=slot_bytes)
@@ -293,9 +314,16 @@ class RemoteDevice:
     def _lost(self) -> None:
         log.warning("the engine process is gone")
         self._link = None
-        self._coming, self._known = {}, {}
-        self.catalog.show({})
+        left = self._known.values()
+        self._coming, self._known, self._failures = {}, {}, {}
+        self.catalog.show((), {})
         self.remote.lose()
+        for model in left:
+            self._let_go(model)
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            if not answer.done():
+                answer.set_exception(_unfinished())
 
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
         assert self._link is not None
@@ -304,21 +332,79 @@ class RemoteDevice:
                 number = message["number"]
                 known = self._known.get(number)
                 if known is None:
-                    self._coming[number] = RemoteEngine(self._link, message)
+                    engine = RemoteEngine(self._link, message)
+                    known = OpenModel(engine.spec, engine, None)
                 else:
-                    known.described(message["engine"])
-                    self._coming[number] = known
+                    assert isinstance(known.engine, RemoteEngine)
+                    known.engine.described(message["engine"])
+                self._coming[number] = known
             case "models":
-                self._known = {number: self._coming[number] for number in message["numbers"]}
-                self._coming = {}
-                models = (OpenModel(e.spec, e, None) for e in self._known.values())
-                self.catalog.show({model.spec.label: model for model in models})
-                self._was_open = True
-                self._opened.set()
+                self._show(message)
+            case "changed" | "refused" | "broken":
+                answer = self._asked.pop(message["id"])
+                if not answer.done():
+                    answer.set_result(message)
             case "failed":
                 self.remote.failed(message)
             case other:
                 raise ValueError(f"a message `{other}`")
+
+    def _show(self, message: dict[str, Any]) -> None:
+        """These models are open from now on; requests under way keep those that they have."""
+        assert self._link is not None
+        before = self._known
+        self._known = {number: self._coming[number] for number in message["numbers"]}
+        self._coming = {}
+        plain = {name: self._known[number] for name, number in message["plain"].items()}
+        self.catalog.show(self._known.values(), plain)
+        self._failures = message["failures"]
+        self._link.say("showing", serial=message["serial"])
+        for number, model in before.items():
+            if number not in self._known:
+                self._let_go(model)
+        self._was_open = True
+        self._opened.set()
+
+    def _let_go(self, model: OpenModel) -> None:
+        task = asyncio.get_running_loop().create_task(self._retire(model))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _retire(self, model: OpenModel) -> None:
+        """Once the last request has ended that holds it, the engine process may close it."""
+        engine = model.engine
+        assert isinstance(engine, RemoteEngine)
+        await model.loans.ended()
+        await self.on_leaving(engine)
+        self.remote.forget_engine(engine)
+        if engine.link is self._link:
+            engine.link.say("let_go", number=engine.number)
+
+    async def load(self, label: str) -> Loaded:
+        return Loaded(**await self._change("load", label))
+
+    async def unload(self, label: str) -> list[str]:
+        found: list[str] = await self._change("unload", label)
+        return found
+
+    async def _change(self, kind: str, label: str) -> Any:
+        """Have the engine process do it. Its answer comes after what it then has us show."""
+        link = self._link
+        if link is None or not self.catalog.ready:
+            raise NotReady("the engine process is still opening its models", retry_after_s=_RETRY_S)
+        self._ask += 1
+        answer = self._asked[self._ask] = asyncio.get_running_loop().create_future()
+        link.say(kind, id=self._ask, label=label)
+        message = await answer
+        match message["kind"]:
+            case "refused":
+                raise wire.error_of(message)
+            case "broken":
+                raise RuntimeError(f"the engine process: {message['words']}")
+        return message["found"]
+
+    def drain(self) -> None:
+        """Nothing: the house refuses by itself, and the engine process is told as well."""
 
     async def open(self, labels: tuple[str, ...]) -> None:
         """Wait for the engine process to have opened its models."""
@@ -342,11 +428,14 @@ class RemoteDevice:
     def failures(self) -> dict[str, str]:
         if self._link is None and self._was_open:
             return {"engine": "its process ended and is being started again"}
+        found = dict(self._failures)
         if self.state == "failing":
-            return {"canary": "a model no longer gives its own mask; the log says which"}
-        return {}
+            found["canary"] = "a model no longer gives its own mask; the log says which"
+        return found
 
     async def close(self) -> None:
+        for task in self._leaving:
+            task.cancel()
         if self._link is not None:
             self._link.close()
             self._link = None

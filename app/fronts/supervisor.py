@@ -1,10 +1,11 @@
 """The parent: starts the engine process and the front ends, and starts again what ends.
 
-It holds what must outlive them: the listening sockets, the board, the rules for giving up. It
-serves nothing, opens no model and imports no engine library. A dead front end costs its own
-requests; connections that wait for it are served by its successor. A dead engine costs what it had
-in hand; the front ends answer 503 until its successor is ready. A model that cannot be opened at
-the first start, or a process that keeps ending, ends everything with 1.
+It holds what must outlive them: the listening sockets, the board, the rules for giving up, what the
+engine serves. It serves nothing, opens no model and imports no engine library. A dead front end
+costs its own requests; connections that wait for it are served by its successor. A dead engine
+costs what it had in hand; the front ends answer 503 until its successor has opened what was served
+last. A model that cannot be opened at the first start, or a process that keeps ending, ends
+everything with 1.
 """
 
 from __future__ import annotations
@@ -138,6 +139,8 @@ class _Supervisor:
         self._engine = _Child(None, Patience(deaths=5, window_s=600.0))
         self._fronts: dict[int, _Child] = {}
         self._wanted = settings.frontends
+        # What the engine serves, for its successor: its own words, not looked into.
+        self._served: dict[str, Any] | None = None
         self._cores = cores()
         self._opened = False
         self._said = False
@@ -204,6 +207,8 @@ class _Supervisor:
         if child.seat is None:
             for front in self._fronts.values():
                 self._join(front)
+            if self._draining:
+                self._say(child, "drain")
         else:
             self._join(child)
 
@@ -218,6 +223,7 @@ class _Supervisor:
                 channel=channel,
                 measure=self._wanted == 0,
                 parent=parent,
+                served=self._served,
             )
         count = self._wanted
         threads = max(THREADS, -(-self._cores // count)) if count else THREADS
@@ -231,6 +237,7 @@ class _Supervisor:
             seat=seat,
             seats=count or min(self._cores, SEATS),
             parent=parent,
+            joins=self._engine.ready,
         )
 
     def _join(self, front: _Child) -> None:
@@ -251,20 +258,21 @@ class _Supervisor:
 
     # Listening to them.
 
-    def _hear(self, child: _Child) -> None:
+    def _hear(self, child: _Child) -> bool:
+        """Take one message; False where there is none."""
         if child.channel is None:
-            return
+            return False
         try:
             packet = child.channel.recv(wire.MOST)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             packet = b""
         if not packet:
             self._selector.unregister(child.channel)
             child.channel.close()
             child.channel = None
-            return
+            return False
         found = wire.read(memoryview(packet))
         assert isinstance(found, dict)
         match found["kind"]:
@@ -276,10 +284,13 @@ class _Supervisor:
             case "opened":
                 child.ready = True
                 self._engine_opened(Pace(found["rate"], found["host_s"]))
+            case "served":
+                self._served = found["served"]
             case "failed":
                 # The engine has said why. What was never ready once is not tried again.
                 if not self._opened:
                     self._end(1)
+        return True
 
     def _engine_opened(self, pace: Pace) -> None:
         first, self._opened = not self._opened, True
@@ -304,8 +315,9 @@ class _Supervisor:
         assert process is not None
         process.join()
         self._selector.unregister(process.sentinel)
-        if child.channel is not None:
-            self._hear(child)
+        # Its last words count: what it served is what its successor opens.
+        while self._hear(child):
+            pass
         if child.channel is not None:
             self._selector.unregister(child.channel)
             child.channel.close()
@@ -373,6 +385,7 @@ class _Supervisor:
     def _drain(self, grace_s: float) -> None:
         log.info("shutting down: not ready; serving for another %g s, then finishing", grace_s)
         self._draining = True
+        self._say(self._engine, "drain")
         for seat, front in list(self._fronts.items()):
             self._say(front, "drain", grace_s=grace_s)
             if front.process is None:

@@ -89,6 +89,8 @@ _FORMS: dict[type[Record], struct.Struct] = {
 }
 _KINDS: list[tuple[type[Record], struct.Struct]] = list(_FORMS.items())
 _NUMBERS = {kind: number for number, kind in enumerate(_FORMS)}
+# What an error carries besides its words.
+_MEMBERS = ("stage", "retry_after_s", "limit", "limit_value")
 
 
 def record(what: Record) -> bytes:
@@ -145,7 +147,7 @@ def read(packet: memoryview) -> list[Record] | dict[str, Any]:
 
 def error_values(exc: TernausError) -> dict[str, Any]:
     """An error for a message."""
-    members = {k: getattr(exc, k) for k in ("stage", "retry_after_s") if hasattr(exc, k)}
+    members = {k: getattr(exc, k) for k in _MEMBERS if getattr(exc, k, None) is not None}
     return {"code": exc.code, "detail": exc.detail, "members": members}
 
 

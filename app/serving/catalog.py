@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode
 from app.imaging.fit import fit
 from app.imaging.scale import shown_size
+from app.serving.served import Served
 from app.types import ModelSpec, Pixels
 
 log = logging.getLogger("ternaus.catalog")
@@ -145,6 +146,19 @@ class Catalog:
 
     def open(self, labels: tuple[str, ...]) -> None:
         """Open these models, blocking; raises the first error. Nothing is ready before all are."""
+        opened = self._place_all(labels)
+        self._pinned |= {label for label in labels if "@" in label}
+        self._followed = {label for label in labels if "@" not in label}
+        self._put(opened)
+
+    def reopen(self, served: Served) -> None:
+        """Open what another process served last, and no newer version; else as `open`."""
+        opened = self._place_all(served.labels)
+        self._pinned, self._followed = set(served.pinned), set(served.followed)
+        self._failures = dict(served.failures)
+        self._put(opened, {name: opened[label] for name, label in served.plain.items()})
+
+    def _place_all(self, labels: Iterable[str]) -> dict[str, OpenModel]:
         opened: dict[str, OpenModel] = {}
         try:
             for label in labels:
@@ -156,13 +170,11 @@ class Catalog:
             for model in opened.values():
                 model.engine.close()
             raise
-        self._pinned |= {label for label in labels if "@" in label}
-        self._followed = {label for label in labels if "@" not in label}
-        self._put(opened)
+        return opened
 
-    def show(self, models: Mapping[str, OpenModel]) -> None:
-        """These are open, by `name@version`; somebody else opened them."""
-        self._put(dict(models))
+    def show(self, models: Iterable[OpenModel], plain: Mapping[str, OpenModel]) -> None:
+        """These are open, and who answers to which name; somebody else opened them."""
+        self._put({model.spec.label: model for model in models}, plain)
 
     def open_beside(self, label: str, turn: Turn) -> OpenModel:
         """Open one model while others serve, blocking. It does not answer before `take_over`.
@@ -268,6 +280,16 @@ class Catalog:
         self._open, self._plain = found, {**newest, **kept, **(plain or {})}
 
     @property
+    def plain(self) -> Mapping[str, OpenModel]:
+        """What answers to each plain name."""
+        return self._plain
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Versions that stay open when another takes over."""
+        return frozenset(self._pinned)
+
+    @property
     def followed(self) -> Mapping[str, OpenModel]:
         """What answers to the names of which the newest version is wanted."""
         return {name: m for name, m in self._plain.items() if name in self._followed}
@@ -311,24 +333,26 @@ class Catalog:
 
     def describe(self) -> list[dict[str, Any]]:
         """For `/models` and `/health`."""
-        return [
-            {
-                "name": model.spec.name,
-                "version": model.spec.version,
-                "default": model is self.default,
-                "architecture": model.spec.architecture,
-                "task": model.spec.task,
-                "classes": [
-                    {"name": c.name, "colour": "#{:02x}{:02x}{:02x}".format(*c.colour)}
-                    for c in model.spec.classes
-                ],
-                "longest_side": model.spec.longest_side,
-                "threshold": model.spec.threshold if model.spec.task != "multiclass" else None,
-                "digest": model.spec.digest,
-                "engine": dict(model.engine.describe()),
-            }
-            for model in self._open.values()
-        ]
+        return [self.describe_one(model) for model in self._open.values()]
+
+    def describe_one(self, model: OpenModel) -> dict[str, Any]:
+        """What an open model says of itself."""
+        spec = model.spec
+        return {
+            "name": spec.name,
+            "version": spec.version,
+            "default": model is self.default,
+            "architecture": spec.architecture,
+            "task": spec.task,
+            "classes": [
+                {"name": c.name, "colour": "#{:02x}{:02x}{:02x}".format(*c.colour)}
+                for c in spec.classes
+            ],
+            "longest_side": spec.longest_side,
+            "threshold": spec.threshold if spec.task != "multiclass" else None,
+            "digest": spec.digest,
+            "engine": dict(model.engine.describe()),
+        }
 
     def close(self) -> None:
         """Close every engine."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from app.engine.base import Engine
 from app.errors import Draining, EngineError, ModelNotFound, NotReady, TernausError
 from app.serving.batcher import Batcher
 from app.serving.catalog import Catalog, OpenModel
 from app.serving.metrics import Metrics
-from app.serving.segmenter import Segmenter
+from app.serving.served import Served
 from app.store.names import split_label
 from app.store.store import Edition
 
@@ -30,35 +31,42 @@ Newest = Callable[[str], Edition]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a load came to. `replaced`: `name@version` that answered to the name until now.
+    """What a load came to: `name@version` that answers to the name, and the one that did until now.
 
-    `opened` is False where the version was open already.
+    `opened` is False where the version was open already. `model` is what `/models` says of it.
     """
 
-    model: OpenModel
+    label: str
     replaced: str | None
     opened: bool
+    model: dict[str, Any]
 
 
 class Changes:
-    """Loads and unloads the models of a catalog."""
+    """Loads and unloads the models of a catalog.
+
+    `leaving` is waited for when no request holds an engine any more, before it is closed; `changed`
+    is called when something else is open, or there is something else to be told. With `draining`
+    set nothing is changed.
+    """
 
     def __init__(
         self,
         *,
         catalog: Catalog,
         batcher: Batcher,
-        segmenter: Segmenter,
         metrics: Metrics,
         newest: Newest,
-        draining: Callable[[], bool],
+        leaving: Callable[[Engine], Awaitable[None]],
+        changed: Callable[[], None],
     ) -> None:
         self._catalog = catalog
         self._batcher = batcher
-        self._segmenter = segmenter
         self._metrics = metrics
         self._newest = newest
-        self._draining = draining
+        self._on_leaving = leaving
+        self._changed = changed
+        self.draining = False
         self._one_at_a_time = asyncio.Lock()
         self._working: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -118,6 +126,33 @@ class Changes:
             except Exception:
                 continue  # told and shown where it was caught first
 
+    def served(self) -> Served:
+        """What is open, and what was decided about it."""
+        catalog = self._catalog
+        return Served(
+            labels=list(catalog.models),
+            plain={name: model.spec.label for name, model in catalog.plain.items()},
+            followed=sorted(catalog.followed),
+            pinned=sorted(catalog.pinned),
+            passed=dict(self._passed),
+            bad={name: (found.version, found.mark) for name, found in self._bad.items()},
+            failures=dict(catalog.failures),
+        )
+
+    def resume(self, served: Served) -> None:
+        """Go on where another process ended, whose models the catalog has opened again.
+
+        A version that was being opened when it ended may well be why: it is not tried by itself.
+        """
+        self._passed = dict(served.passed)
+        self._bad = {name: Edition(*found) for name, found in served.bad.items()}
+        for name, found in self._bad.items():
+            label = f"{name}@{found.version}"
+            if label not in self._catalog.failures:
+                log.error("%s was not loaded: the engine process ended while it was opened", label)
+                self._metrics.model_loads.labels(name, "failed").inc()
+                self._catalog.fail(label, "the engine process ended while it was opened")
+
     async def close(self) -> None:
         """Wait for the end of a change at work, and close what leaves. The server is draining."""
         if self._watch is not None:
@@ -146,7 +181,7 @@ class Changes:
             task.exception()  # looked at, for there may be nobody left who does
 
     def _check(self) -> None:
-        if self._draining():
+        if self.draining:
             raise Draining("this server is shutting down", retry_after_s=1.0)
         if not self._catalog.ready:
             raise NotReady("the server is still opening its models", retry_after_s=2.0)
@@ -167,9 +202,14 @@ class Changes:
                 # No more than two versions stand in memory at once.
                 if self._leaving:
                     await asyncio.wait(self._leaving)
+                if edition is not None and label == f"{name}@{edition.version}":
+                    # Until it is proven: opening it may end the process.
+                    self._bad[name] = edition
+                    self._changed()
                 found = await self._open(label)
                 return self._switch(found, edition, opened=True)
             except (Draining, NotReady):
+                self._bad.pop(name, None)
                 raise
             except Exception as exc:
                 self._failed(name, label, edition, exc)
@@ -190,7 +230,7 @@ class Changes:
             model = await asyncio.to_thread(self._catalog.open_beside, label, self._batcher.turn)
         except MemoryError as exc:
             raise EngineError(f"there is no memory to open {label}") from exc
-        if self._draining():
+        if self.draining:
             await self._close_engine(model)
             self._check()
         return model
@@ -204,13 +244,14 @@ class Changes:
         if edition is not None:
             self._passed[name] = edition.version
         self._bad.pop(name, None)
+        self._changed()
         self._metrics.model_loads.labels(name, "loaded" if opened else "already_open").inc()
         replaced = leaving.spec.label if leaving else None
         if opened or leaving:
             log.info("%s answers to `%s`; it replaced %s", model.spec.label, name, replaced)
         if leaving is not None:
             self._let_go(leaving)
-        return Loaded(model, replaced, opened)
+        return Loaded(model.spec.label, replaced, opened, self._catalog.describe_one(model))
 
     def _failed(self, name: str, label: str, edition: Edition | None, exc: Exception) -> None:
         ours = isinstance(exc, TernausError)
@@ -219,17 +260,18 @@ class Changes:
         if isinstance(exc, ModelNotFound) and not concerns:
             # A slip of the pen concerns nobody that serves.
             self._metrics.model_loads.labels("unknown", "failed").inc()
+            self._bad.pop(name, None)
             return
         self._metrics.model_loads.labels(name, "failed").inc()
         self._catalog.fail(label, exc.detail if isinstance(exc, TernausError) else repr(exc))
-        if edition is not None and label == f"{name}@{edition.version}":
-            self._bad[name] = edition
+        self._changed()
 
     async def _unload(self, label: str) -> list[str]:
         _parts(label)
         async with self._one_at_a_time:
             self._check()
             leaving = self._catalog.take_out(label)
+            self._changed()
             for model in leaving:
                 log.info("%s no longer answers", model.spec.label)
                 self._let_go(model)
@@ -246,7 +288,7 @@ class Changes:
         engine = model.engine
         try:
             await model.loans.ended()
-            await self._segmenter.forget(engine)
+            await self._on_leaving(engine)
             await asyncio.to_thread(self._batcher.forget_engine, engine)
         finally:
             self._metrics.closed(engine)

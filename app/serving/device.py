@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
+from app.engine.base import Engine
 from app.errors import TernausError
 from app.serving.batcher import Batcher
 from app.serving.catalog import Catalog, OpenEngine, OpenModel, Resolve
+from app.serving.changes import Changes, Loaded, Newest
 from app.serving.clock import Clock
 from app.serving.lanes import Flow, Item, Lane
 from app.serving.metrics import Metrics
 from app.serving.rules import Rules
+from app.serving.served import Served
+from app.store.store import Edition
 from app.types import State
 
 log = logging.getLogger("ternaus.device")
+
+What = TypeVar("What")
+# Lets go of an engine that no request holds any more.
+Leaving = Callable[[Engine], Awaitable[None]]
+
+
+async def nothing_kept(engine: Engine) -> None:
+    """For where nobody keeps anything of an engine."""
 
 
 class Queue(Protocol):
@@ -51,7 +63,12 @@ class Queue(Protocol):
 
 
 class Device(Protocol):
-    """Models on a device, wherever that is."""
+    """Models on a device, wherever that is.
+
+    `on_leaving` is waited for before an engine that no request holds any more is closed.
+    """
+
+    on_leaving: Leaving
 
     @property
     def catalog(self) -> Catalog:
@@ -70,6 +87,21 @@ class Device(Protocol):
 
     async def open(self, labels: tuple[str, ...]) -> None:
         """Open models and begin. Raises the first error; nothing is then ready."""
+        ...
+
+    async def load(self, label: str) -> Loaded:
+        """Have `name@version`, or the newest version of `name`, answer to its name.
+
+        Raises what `Changes.load` does, and NotReady for a device that is gone.
+        """
+        ...
+
+    async def unload(self, label: str) -> list[str]:
+        """Close every version of `name`, or `name@version`; their labels. Raises as `load` does."""
+        ...
+
+    def drain(self) -> None:
+        """Change no more: the server is about to end."""
         ...
 
     def figures(self) -> dict[str, float]:
@@ -110,10 +142,17 @@ class LocalDevice:
         open_engine: OpenEngine,
         metrics: Metrics,
         clock: Clock,
+        newest: Newest | None = None,
         on_lost: Callable[[BaseException], None] = lambda exc: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        """`newest` looks for the newest version of a name; without it `resolve` does. `on_change`
+        is called when other models are open than before, or there is other news of them.
+        """
+        self.on_leaving: Leaving = nothing_kept
         self._metrics = metrics
         self._canary_s = rules.canary_s
+        self._watch_s = rules.watch_store_s
         # Of models that are open; what is closed is judged no more.
         self._canary_failures: dict[OpenModel, TernausError] = {}
         self._canary: asyncio.Task[None] | None = None
@@ -130,14 +169,37 @@ class LocalDevice:
         self.catalog = Catalog(
             resolve=resolve, open_engine=open_engine, default=rules.default_model
         )
+        self.changes = Changes(
+            catalog=self.catalog,
+            batcher=self.batcher,
+            metrics=metrics,
+            newest=newest or (lambda name: Edition(resolve(name).version, "")),
+            leaving=lambda engine: self.on_leaving(engine),
+            changed=on_change,
+        )
+        self.load = self.changes.load
+        self.unload = self.changes.unload
 
     async def open(self, labels: tuple[str, ...]) -> None:
+        await self._open(self.catalog.open, labels)
+
+    async def reopen(self, served: Served) -> None:
+        """Open what another process served last, and go on from there. Raises as `open` does."""
+        await self._open(self.catalog.reopen, served)
+        self.changes.resume(served)
+
+    async def _open(self, opening: Callable[[What], None], what: What) -> None:
         self.batcher.start()
-        await asyncio.to_thread(self.catalog.open, labels)
+        await asyncio.to_thread(opening, what)
         for model in self.catalog.models.values():
             self._metrics.opened(model.engine)
         if self._canary_s:
             self._canary = asyncio.create_task(self._sing())
+        if self._watch_s:
+            self.changes.watch(self._watch_s)
+
+    def drain(self) -> None:
+        self.changes.draining = True
 
     async def _sing(self) -> None:
         """With no traffic nobody would notice a dead device: try it on each model's own sample."""
@@ -191,5 +253,6 @@ class LocalDevice:
     async def close(self) -> None:
         if self._canary is not None:
             self._canary.cancel()
+        await self.changes.close()
         await asyncio.to_thread(self.batcher.close)
         self.catalog.close()

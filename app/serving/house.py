@@ -16,18 +16,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from app.errors import Draining
 from app.imaging.bounds import DecodeLimits
 from app.serving.admission import Admission
 from app.serving.bounds import Doors
 from app.serving.catalog import OpenEngine, Resolve
-from app.serving.changes import Changes, Newest
+from app.serving.changes import Loaded, Newest
 from app.serving.clock import Clock, RealClock
 from app.serving.device import Device, LocalDevice
 from app.serving.layout import Tiling
 from app.serving.metrics import Metrics
 from app.serving.rules import Rules
 from app.serving.segmenter import Segmenter
-from app.store.store import Edition
 
 __all__ = ["House", "Rules"]
 
@@ -77,8 +77,7 @@ class House:
             tiling=tiling,
             tiles_in_flight=rules.tiles_in_flight,
         )
-        self._changes: Changes | None = None
-        self._watch_s = rules.watch_store_s
+        device.on_leaving = self.segmenter.forget
         self.metrics.watch(self.figures)
 
     @classmethod
@@ -100,36 +99,34 @@ class House:
             open_engine=open_engine,
             metrics=metrics,
             clock=clock,
+            newest=newest,
             on_lost=on_lost,
         )
-        house = cls(rules, device, metrics=metrics, clock=clock)
-        house._changes = Changes(
-            catalog=device.catalog,
-            batcher=device.batcher,
-            segmenter=house.segmenter,
-            metrics=metrics,
-            newest=newest or (lambda name: Edition(resolve(name).version, "")),
-            draining=lambda: house.draining,
-        )
-        return house
+        return cls(rules, device, metrics=metrics, clock=clock)
 
     async def open(self, labels: tuple[str, ...]) -> None:
         """Open the models and begin. Raises the first error; nothing is then ready."""
         await self.device.open(labels)
         log.info("ready after %.1f s", time.time() - self.started)
-        if self.changeable and self._watch_s:
-            self.changes.watch(self._watch_s)
 
-    @property
-    def changeable(self) -> bool:
-        """Whether models can be changed here: they are where they are open, and that is here."""
-        return self._changes is not None
+    async def load(self, label: str) -> Loaded:
+        """Have `name@version`, or the newest version of `name`, answer to its name, and return
+        then. Raises Draining and as `Device.load` does; nothing has changed then, unless the device
+        went away meanwhile.
+        """
+        self._check()
+        return await self.device.load(label)
 
-    @property
-    def changes(self) -> Changes:
-        """Loads and unloads; only of a house that is `changeable`."""
-        assert self._changes is not None, "the models are open in another process"
-        return self._changes
+    async def unload(self, label: str) -> list[str]:
+        """Close every version of `name`, or `name@version`, and return then: the labels. Raises as
+        `load` does.
+        """
+        self._check()
+        return await self.device.unload(label)
+
+    def _check(self) -> None:
+        if self.draining:
+            raise Draining("this server is shutting down", retry_after_s=1.0)
 
     @property
     def able(self) -> bool:
@@ -182,16 +179,15 @@ class House:
     def drain(self) -> None:
         """Say that no new requests should come; those that come are still served."""
         self.draining = True
+        self.device.drain()
 
     def refuse(self) -> None:
         """From now on new requests are refused."""
-        self.draining = True
+        self.drain()
         self.admission.draining = True
 
     async def close(self) -> None:
         """Finish what is inside, then give the device back."""
         self.refuse()
         await asyncio.to_thread(self.host.shutdown)
-        if self.changeable:
-            await self.changes.close()
         await self.device.close()

@@ -22,6 +22,8 @@ from app.errors import (
     SelfTestFailed,
     StoreError,
 )
+from app.serving.changes import Changes
+from app.serving.device import LocalDevice
 from app.serving.house import House
 from app.serving.lanes import Lane
 from app.types import ModelSpec, Pixels
@@ -69,6 +71,11 @@ async def answered(house: House, **options: Any) -> int:
     return answer.mask.version
 
 
+def changes_of(house: House) -> Changes:
+    assert isinstance(house.device, LocalDevice)
+    return house.device.changes
+
+
 def info(house: House) -> set[str]:
     lines = house.metrics.render().decode().splitlines()
     return {line for line in lines if line.startswith("ternaus_model_info{")}
@@ -97,13 +104,13 @@ def test_old_version_serves_until_the_new_one_takes_over(shelf: Shelf) -> None:
         shelf.publish("fake", 2)
         assert await answered(house) == 1
         shelf.opening = held = Held()
-        load = asyncio.ensure_future(house.changes.load("fake"))
+        load = asyncio.ensure_future(house.load("fake"))
         await held.wait_reached()
         assert await answered(house) == await answered(house, model="fake") == 1
         assert house.ready
         held.go()
         done = await load
-        assert (done.model.spec.label, done.replaced, done.opened) == ("fake@2", "fake@1", True)
+        assert (done.label, done.replaced, done.opened) == ("fake@2", "fake@1", True)
         assert await answered(house) == await answered(house, model="fake") == 2
         with pytest.raises(ModelNotFound):
             house.catalog.get("fake@1")
@@ -127,7 +134,7 @@ def test_request_under_way_ends_on_the_version_it_began_with(shelf: Shelf) -> No
         request = asyncio.ensure_future(ask(house, encoded(large)))
         await held.wait_reached()
         # The device is held by the old version's tile: the new one's self-test waits its turn.
-        load = asyncio.ensure_future(house.changes.load("fake"))
+        load = asyncio.ensure_future(house.load("fake"))
         while not shelf.engines.get("fake@2"):
             await asyncio.sleep(0.001)
         shelf.before = lambda pixels: None
@@ -149,7 +156,7 @@ def test_old_engine_is_kept_while_a_request_holds_it(shelf: Shelf) -> None:
         shelf.publish("fake", 2)
         old = house.catalog.get("fake")
         with old.loans:
-            await house.changes.load("fake")
+            await house.load("fake")
             assert await answered(house) == 2
             assert not shelf.engine("fake@1").closed
             assert any('version="1"' in line for line in info(house))
@@ -174,7 +181,7 @@ def test_nothing_is_remembered_of_a_closed_engine(shelf: Shelf) -> None:
             return [key for key in keys if isinstance(key, Lane) and key.engine is old]
 
         assert len(remembered()) == 3
-        await house.changes.load("fake")
+        await house.load("fake")
         await closed(shelf, "fake@1")
         while len(info(house)) > 1:
             await asyncio.sleep(0.001)
@@ -191,7 +198,7 @@ def test_tile_that_nobody_waits_for_does_not_reach_a_closed_engine(shelf: Shelf)
         house = await house_of(shelf, "fake", host_threads=4)
         shelf.publish("fake", 2)
         shelf.publish("other", 1)
-        await house.changes.load("other")
+        await house.load("other")
         held = Held()
         shelf.before = held
         busy = asyncio.ensure_future(ask(house, DATA, model="other"))
@@ -205,7 +212,7 @@ def test_tile_that_nobody_waits_for_does_not_reach_a_closed_engine(shelf: Shelf)
         old = shelf.engine("fake@1")
         batches = len(old.batches)
         shelf.before = lambda pixels: None
-        unload = asyncio.ensure_future(house.changes.unload("fake"))
+        unload = asyncio.ensure_future(house.unload("fake"))
         await asyncio.sleep(0)
         held.go()
         assert await unload == ["fake@1"]
@@ -224,8 +231,8 @@ def test_version_that_is_open_answers_without_work(shelf: Shelf) -> None:
     async def scenario() -> None:
         house = await house_of(shelf)
         for label in ("fake", "fake@1"):
-            done = await house.changes.load(label)
-            assert (done.model.spec.label, done.replaced, done.opened) == ("fake@1", None, False)
+            done = await house.load(label)
+            assert (done.label, done.replaced, done.opened) == ("fake@1", None, False)
         assert len(shelf.engines["fake@1"]) == 1
         await house.close()
 
@@ -236,8 +243,8 @@ def test_older_version_can_be_had_back(shelf: Shelf) -> None:
     async def scenario() -> None:
         house = await house_of(shelf)
         shelf.publish("fake", 2)
-        await house.changes.load("fake")
-        done = await house.changes.load("fake@1")
+        await house.load("fake")
+        done = await house.load("fake@1")
         assert done.replaced == "fake@2"
         assert await answered(house) == 1
         first, second = shelf.engines["fake@1"]
@@ -283,7 +290,7 @@ def test_version_that_cannot_be_opened_changes_nothing(
         shelf.publish("fake", 2)
         shelf.opening = opening
         with pytest.raises(error, match=words):
-            await house.changes.load("fake")
+            await house.load("fake")
         assert house.ready
         assert await answered(house) == 1
         assert not shelf.engine("fake@1").closed
@@ -293,7 +300,7 @@ def test_version_that_cannot_be_opened_changes_nothing(
         )
         # The next one may succeed, and then nothing is shown any more.
         shelf.opening = lambda spec: None
-        await house.changes.load("fake")
+        await house.load("fake")
         assert not house.describe()["failures"]
         assert await answered(house) == 2
         await house.close()
@@ -307,14 +314,14 @@ def test_damaged_and_lying_versions_never_take_over(shelf: Shelf) -> None:
         shelf.publish("fake", 2)
         shelf.damage("fake@2")
         with pytest.raises(ModelDamaged):
-            await house.changes.load("fake")
+            await house.load("fake")
         spec = shelf.publish("fake", 3)
         Path(spec.sample_mask).write_bytes(Path(shelf.resolve("fake@1").sample_mask).read_bytes())
         with pytest.raises(SelfTestFailed):
-            await house.changes.load("fake")
+            await house.load("fake")
         assert shelf.engine("fake@3").closed
         with pytest.raises(ModelNotFound):
-            await house.changes.load("fake@9")
+            await house.load("fake@9")
         assert set(house.describe()["failures"]) == {"fake@2", "fake@3", "fake@9"}
         assert await answered(house) == 1
         assert len(info(house)) == 1
@@ -328,7 +335,7 @@ def test_name_that_is_not_there_is_told_and_not_shown(shelf: Shelf, label: str) 
     async def scenario() -> None:
         house = await house_of(shelf)
         with pytest.raises(ModelNotFound):
-            await house.changes.load(label)
+            await house.load(label)
         assert not house.describe()["failures"]
         assert 'name="nobody"' not in house.metrics.render().decode()
         await house.close()
@@ -341,7 +348,7 @@ def test_failures_that_are_shown_are_bounded(shelf: Shelf) -> None:
         house = await house_of(shelf)
         for version in range(2, 50):
             with pytest.raises(ModelNotFound):
-                await house.changes.load(f"fake@{version}")
+                await house.load(f"fake@{version}")
         assert list(house.catalog.failures) == [f"fake@{version}" for version in range(18, 50)]
         await house.close()
 
@@ -354,8 +361,8 @@ def test_loads_happen_one_after_the_other(shelf: Shelf) -> None:
         shelf.publish("fake", 2)
         shelf.publish("fake", 3)
         shelf.opening = held = Held()
-        both = [asyncio.ensure_future(house.changes.load(f"fake@{v}")) for v in (2, 3)]
-        again = asyncio.ensure_future(house.changes.load("fake@3"))
+        both = [asyncio.ensure_future(house.load(f"fake@{v}")) for v in (2, 3)]
+        again = asyncio.ensure_future(house.load("fake@3"))
         await held.wait_reached()
         await asyncio.sleep(0.01)
         assert list(shelf.engines) == ["fake@1"]
@@ -375,8 +382,8 @@ def test_two_versions_stand_in_memory_and_never_three(shelf: Shelf) -> None:
         shelf.publish("fake", 2)
         shelf.publish("fake", 3)
         with house.catalog.get("fake").loans:
-            await house.changes.load("fake@2")
-            third = asyncio.ensure_future(house.changes.load("fake@3"))
+            await house.load("fake@2")
+            third = asyncio.ensure_future(house.load("fake@3"))
             for _ in range(20):
                 await asyncio.sleep(0.001)
             assert list(shelf.engines) == ["fake@1", "fake@2"]
@@ -393,7 +400,7 @@ def test_load_goes_on_when_whoever_asked_has_left(shelf: Shelf) -> None:
         house = await house_of(shelf)
         shelf.publish("fake", 2)
         shelf.opening = held = Held()
-        load = asyncio.ensure_future(house.changes.load("fake"))
+        load = asyncio.ensure_future(house.load("fake"))
         await held.wait_reached()
         load.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -412,14 +419,14 @@ def test_draining_server_changes_nothing(shelf: Shelf) -> None:
         shelf.publish("fake", 2)
         shelf.publish("fake", 3)
         shelf.opening = held = Held()
-        load = asyncio.ensure_future(house.changes.load("fake@2"))
+        load = asyncio.ensure_future(house.load("fake@2"))
         await held.wait_reached()
         house.drain()
         held.go()
         with pytest.raises(Draining):
             await load
         assert shelf.engine("fake@2").closed
-        for change in (house.changes.load("fake"), house.changes.unload("fake")):
+        for change in (house.load("fake"), house.unload("fake")):
             with pytest.raises(Draining):
                 await change
         assert await answered(house) == 1
@@ -433,7 +440,7 @@ def test_server_that_still_opens_changes_nothing(shelf: Shelf) -> None:
     async def scenario() -> None:
         house = House.local(rules(), resolve=shelf.resolve, open_engine=shelf.open_engine)
         with pytest.raises(NotReady):
-            await house.changes.load("fake")
+            await house.load("fake")
         await house.close()
 
     run(scenario())
@@ -444,7 +451,7 @@ def test_closing_waits_for_a_load_and_closes_its_engine(shelf: Shelf) -> None:
         house = await house_of(shelf)
         shelf.publish("fake", 2)
         shelf.opening = held = Held()
-        load = asyncio.ensure_future(house.changes.load("fake"))
+        load = asyncio.ensure_future(house.load("fake"))
         await held.wait_reached()
         closing = asyncio.ensure_future(house.close())
         await asyncio.sleep(0)
@@ -463,14 +470,14 @@ def test_pinned_version_stays_and_the_plain_name_moves(shelf: Shelf) -> None:
         house = await house_of(shelf, "fake@1")
         shelf.publish("fake", 2)
         shelf.publish("fake", 3)
-        assert (await house.changes.load("fake@2")).replaced is None
+        assert (await house.load("fake@2")).replaced is None
         assert await answered(house, model="fake") == 2
         assert await answered(house, model="fake@1") == 1
         # The settings name version 1 alone, so it is what requests get that name nothing.
         assert await answered(house) == 1
-        assert (await house.changes.load("fake")).replaced == "fake@2"
+        assert (await house.load("fake")).replaced == "fake@2"
         assert await answered(house, model="fake") == 3
-        done = await house.changes.load("fake@1")
+        done = await house.load("fake@1")
         assert (done.replaced, done.opened) == ("fake@3", False)
         assert await answered(house, model="fake") == 1
         await closed(shelf, "fake@3")
@@ -484,7 +491,7 @@ def test_default_that_names_a_version_is_never_replaced(shelf: Shelf) -> None:
     async def scenario() -> None:
         house = await house_of(shelf, default_model="fake@1")
         shelf.publish("fake", 2)
-        await house.changes.load("fake")
+        await house.load("fake")
         assert await answered(house) == 1
         assert await answered(house, model="fake") == 2
         await house.close()
@@ -497,7 +504,7 @@ def test_first_model_stays_the_default_through_changes(shelf: Shelf) -> None:
         shelf.publish("other", 1)
         house = await house_of(shelf)
         shelf.publish("fake", 2)
-        await house.changes.load("fake")
+        await house.load("fake")
         assert list(house.catalog.models) == ["fake@2", "other@1"]
         assert await answered(house) == 2
         [fake, other] = house.catalog.describe()
@@ -511,7 +518,7 @@ def test_model_that_was_not_open_is_opened(shelf: Shelf) -> None:
     async def scenario() -> None:
         house = await house_of(shelf)
         shelf.publish("other", 2)
-        done = await house.changes.load("other")
+        done = await house.load("other")
         assert (done.replaced, done.opened) == (None, True)
         assert await answered(house, model="other") == 2
         assert await answered(house) == 1
@@ -525,16 +532,16 @@ def test_unloading_closes_and_forgets(shelf: Shelf) -> None:
     async def scenario() -> None:
         shelf.publish("other", 1)
         house = await house_of(shelf)
-        assert await house.changes.unload("fake") == ["fake@1"]
+        assert await house.unload("fake") == ["fake@1"]
         assert shelf.engine("fake@1").closed
         assert len(info(house)) == 1
         with pytest.raises(ModelNotFound):
             await answered(house, model="fake")
         assert (await ask(house, DATA)).mask.model == "other"
         with pytest.raises(ModelNeeded, match="nothing would be left"):
-            await house.changes.unload("other")
+            await house.unload("other")
         with pytest.raises(ModelNotFound):
-            await house.changes.unload("fake")
+            await house.unload("fake")
         assert (await ask(house, DATA)).mask.model == "other"
         await house.close()
 
@@ -563,9 +570,9 @@ def test_named_default_is_not_unloaded(
         before = (await ask(house, DATA)).mask
         if refused:
             with pytest.raises(ModelNeeded, match="TERNAUS_DEFAULT_MODEL"):
-                await house.changes.unload(label)
+                await house.unload(label)
         else:
-            await house.changes.unload(label)
+            await house.unload(label)
         after = (await ask(house, DATA)).mask
         if default:
             assert after.model == before.model
@@ -584,7 +591,7 @@ def test_canary_of_a_model_that_leaves_is_no_failure(shelf: Shelf) -> None:
         shelf.before = held
         await held.wait_reached()  # in the canary's own picture
         shelf.before = lambda pixels: None
-        load = asyncio.ensure_future(house.changes.load("fake"))
+        load = asyncio.ensure_future(house.load("fake"))
         await asyncio.sleep(0)
         held.go()
         await load
@@ -607,7 +614,7 @@ def test_canary_passes_over_a_model_that_left_meanwhile(
         held = Held()
         shelf.engine("fake@1").before = held
         await held.wait_reached()  # the canary is about to try the other one next
-        unload = asyncio.ensure_future(house.changes.unload("other"))
+        unload = asyncio.ensure_future(house.unload("other"))
         while "other@1" in house.catalog.models:
             await asyncio.sleep(0.001)
         held.go()
@@ -633,7 +640,7 @@ def test_load_cures_a_model_whose_canary_failed(shelf: Shelf) -> None:
         while house.ready:
             await asyncio.sleep(0.005)
         assert house.state == "failing"
-        await house.changes.load("fake")
+        await house.load("fake")
         assert house.ready
         assert "canary" not in house.describe()["failures"]
         await house.close()
@@ -645,11 +652,11 @@ def test_store_is_followed(shelf: Shelf) -> None:
     async def scenario() -> None:
         shelf.publish("pinned", 1)
         house = await house_of(shelf, "fake", "pinned@1")
-        await house.changes.look()
+        await changes_of(house).look()
         assert len(shelf.engines) == 2
         shelf.publish("fake", 2)
         shelf.publish("pinned", 2)
-        await house.changes.look()
+        await changes_of(house).look()
         assert list(house.catalog.models) == ["fake@2", "pinned@1"]
         await house.close()
 
@@ -669,13 +676,13 @@ def test_bad_version_is_tried_once_until_something_newer_or_mended_appears(shelf
 
         shelf.opening = refuse
         for _ in range(3):
-            await house.changes.look()
+            await changes_of(house).look()
         assert tried == ["fake@2"]
         assert house.describe()["failures"] == {"fake@2": "fake@2 is torn"}
         assert house.ready
         shelf.publish("fake", 2, mark="mended")
         shelf.opening = lambda spec: tried.append(spec.label)
-        await house.changes.look()
+        await changes_of(house).look()
         assert tried == ["fake@2", "fake@2"]
         assert await answered(house) == 2
         assert not house.describe()["failures"]
@@ -690,13 +697,13 @@ def test_version_that_somebody_put_back_is_left_until_something_newer_appears(
     async def scenario() -> None:
         house = await house_of(shelf)
         shelf.publish("fake", 2)
-        await house.changes.look()
+        await changes_of(house).look()
         assert await answered(house) == 2
-        await house.changes.load("fake@1")
-        await house.changes.look()
+        await house.load("fake@1")
+        await changes_of(house).look()
         assert await answered(house) == 1
         shelf.publish("fake", 3)
-        await house.changes.look()
+        await changes_of(house).look()
         assert await answered(house) == 3
         await house.close()
 
@@ -711,12 +718,12 @@ def test_store_that_cannot_be_reached_is_shown_and_harms_nothing(shelf: Shelf) -
         def gone(name: str) -> Any:
             raise StoreError("the bucket is not reachable")
 
-        house.changes._newest = gone
-        await house.changes.look()
+        changes_of(house)._newest = gone
+        await changes_of(house).look()
         assert house.describe()["failures"] == {"fake": "the bucket is not reachable"}
         assert house.ready
-        house.changes._newest = looked
-        await house.changes.look()
+        changes_of(house)._newest = looked
+        await changes_of(house).look()
         assert not house.describe()["failures"]
         await house.close()
 
