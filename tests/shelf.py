@@ -11,7 +11,7 @@ from app.engine.base import Engine, Turn
 from app.errors import ModelNotFound
 from app.store.store import Edition
 from app.types import ModelSpec, Pixels
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, model_spec
 
 
 class Shelf:
@@ -87,3 +87,39 @@ class Shelf:
         )
         self.engines.setdefault(spec.label, []).append(engine)
         return engine
+
+
+class PublicShelf(Shelf):
+    """A shelf to which other processes bring versions: `FOLDER/NAME/VERSION`, once it says so."""
+
+    def publish(self, name: str, version: int, *, mark: str = "", **changes: Any) -> ModelSpec:
+        spec = super().publish(name, version, mark=mark, **changes)
+        (self.folder / name / str(version) / "published").touch()
+        return spec
+
+    def _see(self) -> None:
+        from tests.server import THRESHOLDS
+
+        for found in sorted(self.folder.glob("*/*/published")):
+            place = found.parent
+            spec = model_spec(
+                name=place.parent.name,
+                version=int(place.name),
+                threshold=THRESHOLDS[int(place.name)],
+                sample_picture=str(place / "sample.png"),
+                sample_mask=str(place / "sample.mask.png"),
+            )
+            with self._lock:
+                self._specs.setdefault(spec.label, spec)
+
+    def names(self) -> tuple[str, ...]:
+        self._see()
+        return super().names()
+
+    def newest(self, name: str) -> Edition:
+        self._see()
+        return super().newest(name)
+
+    def resolve(self, label: str) -> ModelSpec:
+        self._see()
+        return super().resolve(label)

@@ -2,7 +2,8 @@
 
 `SETTINGS` is JSON. Files in FOLDER give orders to the engine: while `hang` is there it hangs inside
 a batch, `lose` makes it say that its device is lost, `die` ends its process, `refuse` keeps its
-models from being opened, `break` breaks a thread of its batcher.
+models from being opened; while `hold` is there they wait before they are opened, and `kill-LABEL`
+ends the process that opens it. What happened is told in files too: `entered`, `opening`, `looked`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from app.engine.base import Engine, Turn
 from app.errors import EngineError, EngineLost
 from app.fronts.parts import Opening
 from app.fronts.supervisor import supervise
 from app.settings import Settings
+from app.store.store import Edition
 from app.types import ModelSpec, Pixels
-from tests.fakes import FakeEngine
-from tests.server import sampled
-
-
-class Thread(BaseException):
-    """What no engine raises and no batcher expects."""
+from tests.shelf import PublicShelf
 
 
 def obey(folder: Path, pixels: Pixels) -> None:
@@ -46,14 +42,31 @@ def obey(folder: Path, pixels: Pixels) -> None:
 
 def opening(folder: Path) -> Opening:
     """Called in the engine process."""
-    spec = sampled(folder)
+    shelf = PublicShelf(folder / "store")
+    if not shelf.names():
+        shelf.publish("fake", 1)
 
-    def open_engine(spec: ModelSpec, sample: Pixels, turn: Turn | None) -> Engine:
+    def at_opening(spec: ModelSpec) -> None:
+        (folder / "opening").touch()
+        while (folder / "hold").exists():
+            time.sleep(0.005)
+        if (folder / f"kill-{spec.label}").exists():
+            os._exit(9)
         if (folder / "refuse").exists():
             raise EngineError("this device takes no models")
-        return FakeEngine(spec, before=partial(obey, folder))
 
-    return Opening(labels=lambda: (spec.name,), resolve=lambda label: spec, open_engine=open_engine)
+    def newest(name: str) -> Edition:
+        (folder / "looked").touch()
+        return shelf.newest(name)
+
+    shelf.opening = at_opening
+    shelf.before = partial(obey, folder)
+    return Opening(
+        labels=shelf.names,
+        resolve=shelf.resolve,
+        open_engine=shelf.open_engine,
+        newest=newest,
+    )
 
 
 def log() -> None:

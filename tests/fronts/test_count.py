@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from app.errors import SettingsError
 from app.fronts import count
 from app.fronts.count import Pace, front_ends, one_process
 from app.fronts.patience import Patience
@@ -43,6 +42,9 @@ def test_front_ends_are_as_many_cores_as_the_host_needs(
         ({"device": "cuda"}, 2, True, True),
         ({"device": "cuda", "frontends": 1}, 16, True, True),
         ({"frontends": 2}, 1, False, False),
+        # Models are changed where they are open, wherever that is.
+        ({"frontends": 2, "admin_key": "secret", "watch_store_s": 10.0}, 2, False, False),
+        ({"admin_key": "secret", "watch_store_s": 10.0}, 16, True, False),
     ],
 )
 def test_one_process_where_more_could_not_help(
@@ -55,20 +57,6 @@ def test_one_process_where_more_could_not_help(
     monkeypatch.setattr(count, "cores", lambda: cores)
     monkeypatch.setattr(count, "driver_present", lambda: driver)
     assert one_process(Settings.read(**settings)) == expected
-
-
-@pytest.mark.parametrize("changing", [{"admin_key": "secret"}, {"watch_store_s": 10.0}])
-def test_models_that_change_while_serving_want_one_process(
-    changing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(count, "cores", lambda: 16)
-    monkeypatch.setattr(count, "driver_present", lambda: True)
-    assert not one_process(Settings.read())
-    assert one_process(Settings.read(**changing))
-    assert one_process(Settings.read(frontends=1, **changing))
-    with pytest.raises(SettingsError, match="in one process only") as caught:
-        one_process(Settings.read(frontends=2, **changing))
-    assert caught.value.limit == "TERNAUS_FRONTENDS"
 
 
 def test_patience_grows_and_ends() -> None:

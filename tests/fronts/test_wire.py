@@ -17,6 +17,7 @@ from app.errors import (
     DeadlineExceeded,
     DeviceOutOfMemory,
     InferenceFailed,
+    ModelNeeded,
     NotReady,
     TernausError,
 )
@@ -85,6 +86,7 @@ def test_message_that_does_not_fit_is_refused() -> None:
         InferenceFailed("no"),
         DeviceOutOfMemory("full"),
         NotReady("gone", retry_after_s=7.0),
+        ModelNeeded("the last", limit="TERNAUS_DEFAULT_MODEL", limit_value="fake"),
     ],
 )
 def test_errors_come_through_as_themselves(error: TernausError) -> None:

@@ -14,8 +14,12 @@ from typing import Any
 import httpx
 
 from tests.journeys.process import Process
+from tests.shelf import PublicShelf
 
-PATIENCE = 60.0
+# Of a test with what must come about, however busy the machine is.
+PATIENCE = 240.0
+KEY = "sesame"
+ADMIN = {"authorization": f"Bearer {KEY}"}
 
 
 class Together(Process):
@@ -23,10 +27,12 @@ class Together(Process):
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
+        self.shelf = PublicShelf(folder / "store")
         self.fronts = settings.get("frontends", 2)
         super().__init__(
             str(folder),
-            json.dumps({"frontends": 2, "drain_grace_s": 0, **settings}),
+            # No request runs out of time because a test or the machine is slow.
+            json.dumps({"frontends": 2, "drain_grace_s": 0, "request_timeout_s": 900, **settings}),
             module="tests.fronts.serve",
         )
 
@@ -90,6 +96,27 @@ class Together(Process):
         os.kill(pid, number)
         return pid
 
+    def change(self, path: str, **options: Any) -> httpx.Response:
+        """Ask for a change, on any front end."""
+        with self.client() as client:
+            return client.post(f"/models/{path}", headers=ADMIN, **options)
+
+    def everywhere(self, look: Callable[[httpx.Client], Any]) -> list[Any]:
+        """What each front end says."""
+        found = []
+        for seat in range(self.fronts):
+            with self.at(f"front-{seat}") as client:
+                found.append(look(client))
+        return found
+
+    def open_everywhere(self) -> list[list[str]]:
+        """What each front end says is open, `name@version`."""
+        return self.everywhere(
+            lambda client: [
+                f"{m['name']}@{m['version']}" for m in client.get("/models").json()["models"]
+            ]
+        )
+
     def order(self, what: str) -> None:
         (self.folder / what).touch()
 
@@ -98,8 +125,12 @@ class Together(Process):
 
     def entered(self) -> None:
         """Wait until the engine is inside a batch; forget it."""
-        until(lambda: (self.folder / "entered").exists())
-        self.recall("entered")
+        self.told("entered")
+
+    def told(self, what: str) -> None:
+        """Wait until the engine says so; forget it."""
+        until(lambda: (self.folder / what).exists())
+        self.recall(what)
 
     def figures(self) -> dict[str, float]:
         found: dict[str, float] = self.get("/health").json()["figures"]
