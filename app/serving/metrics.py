@@ -18,6 +18,8 @@ from app.serving.series import Book, Counter, Gauge, Histogram
 
 DURATIONS = tuple(round(0.00025 * 1.5**i, 6) for i in range(30))
 BATCHES = tuple(float(2**i) for i in range(10))
+# How a load may end.
+LOADS = ("loaded", "already_open", "failed")
 
 
 class Metrics:
@@ -121,6 +123,9 @@ class Metrics:
 
     def opened(self, engine: Engine) -> None:
         """A model is open."""
+        # From here on they are 0: Prometheus sees no increase in what begins with 1.
+        for result in LOADS:
+            self.model_loads.labels(engine.spec.name, result)
         self.model_info.labels(*_info(engine)).set(1)
 
     def closed(self, engine: Engine) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,27 +17,20 @@ from tests.fakes import FakeEngine
 from tests.server import Running, encoded, picture, running, sampled
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(
-        tmp_path_factory.mktemp("store"),
-        max_url_bytes=200,
-        max_header_bytes=1000,
-        max_headers=20,
-    ) as found:
-        yield found
+def serving(**settings: Any) -> Any:
+    """A fixture: a server with these settings, for all tests here."""
+
+    @pytest.fixture(scope="module")
+    def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+        with running(tmp_path_factory.mktemp("store"), **settings) as found:
+            yield found
+
+    return fixture
 
 
-@pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server whose patience is short."""
-    with running(
-        tmp_path_factory.mktemp("store"),
-        header_timeout_s=0.3,
-        body_timeout_s=0.3,
-        request_timeout_s=2.0,
-    ) as found:
-        yield found
+server = serving(max_url_bytes=200, max_header_bytes=1000, max_headers=20)
+# Its patience is short.
+hasty = serving(header_timeout_s=0.3, body_timeout_s=0.3, request_timeout_s=2.0)
 
 
 def cut(server: Running) -> dict[str, float]:

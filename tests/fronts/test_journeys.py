@@ -243,7 +243,7 @@ def test_dead_front_end_costs_its_own_requests_alone(tmp_path: Path) -> None:
 
 def test_connections_that_waited_for_a_dead_front_end_are_not_refused(tmp_path: Path) -> None:
     """However long the engine process takes to say what is open: it stands still meanwhile."""
-    with together(tmp_path, canary_s=0) as process:
+    with together(tmp_path, canary_s=0, stall_after_s=900) as process:
         process.kill("engine", signal.SIGSTOP)
         try:
             dead = process.kill("front-0")

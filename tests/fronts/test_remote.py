@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from app.encodings import base as encodings
-from app.errors import DeviceOutOfMemory, InferenceFailed, NotReady
+from app.errors import (
+    DeviceOutOfMemory,
+    Draining,
+    InferenceFailed,
+    ModelDamaged,
+    ModelNeeded,
+    ModelNotFound,
+    NotReady,
+)
 from app.fronts import wire
 from app.fronts.board import Board, SharedDoors
 from app.fronts.engine import EngineEnd
@@ -25,18 +33,19 @@ from app.serving.clock import RealClock
 from app.serving.house import House
 from app.serving.lanes import Lane
 from app.serving.metrics import Metrics
-from app.types import Pixels
+from app.types import ModelSpec, Pixels
 from tests.fakes import FakeEngine
-from tests.server import encoded, picture, sampled, truth
+from tests.server import THRESHOLDS, encoded, picture, sampled, truth
 from tests.serving.test_segmenter import ask, rules
+from tests.shelf import Shelf
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Bench:
     """An engine's end, and front ends joined to it as a supervisor would."""
 
-    def __init__(self, engine: FakeEngine) -> None:
+    def __init__(self, shelf: Shelf) -> None:
         self.board = Board.new()
         self.rules = rules()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -44,12 +53,11 @@ class Bench:
         self._channel = Link(
             ours, on_message=lambda message, _: self.told.append(message), on_closed=lambda: None
         )
-        spec = engine.spec
         self.end = EngineEnd(
             EnginePlan(
                 rules=self.rules,
                 opening=lambda: Opening(
-                    lambda: (spec.name,), lambda label: spec, lambda spec, sample, turn: engine
+                    shelf.names, shelf.resolve, shelf.open_engine, shelf.newest
                 ),
                 log=lambda: None,
                 board=self.board.memory,
@@ -67,17 +75,17 @@ class Bench:
             self._channel.say("front", other.fileno(), seat=seat)
         return one
 
-    async def front(self, *, slot_bytes: int = 2**20) -> House:
+    async def front(self, *, slot_bytes: int = 2**20, seat: int = 0) -> House:
         device = RemoteDevice(
             self.board,
-            0,
+            seat,
             clock=RealClock(),
             default_model="",
             stall_after_s=60.0,
             slot_bytes=slot_bytes,
         )
-        house = House(self.rules, device, metrics=Metrics(), doors=SharedDoors(self.board, 0, 2))
-        device.attach(self.line())
+        house = House(self.rules, device, metrics=Metrics(), doors=SharedDoors(self.board, seat, 2))
+        device.attach(self.line(seat))
         async with asyncio.timeout(PATIENCE):
             await house.open(())
             while not house.ready:
@@ -96,7 +104,9 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(engine: FakeEngine) -> AsyncIterator[Bench]:
-    found = Bench(engine)
+    shelf = Shelf(Path())
+    shelf.add(engine)
+    found = Bench(shelf)
     yield found
     assert await found.close() == 0
     assert engine.closed
@@ -135,9 +145,11 @@ def test_journey_at_a_distance_gives_the_same_masks(tmp_path: Path) -> None:
                 assert answer.timings.tiles_done == answer.timings.tiles
                 assert 0 <= answer.timings.queue < PATIENCE
             await settled(house)
-            assert {message["kind"] for message in one.told} == {"opened"}
-            assert one.told[0]["rate"] > 0
-            assert one.told[0]["host_s"] > 0
+            served, opened = one.told
+            assert (served["kind"], opened["kind"]) == ("served", "opened")
+            assert served["served"]["labels"] == ["fake@1"]
+            assert opened["rate"] > 0
+            assert opened["host_s"] > 0
             await house.close()
 
     run(scenario())
@@ -312,12 +324,224 @@ def test_model_that_cannot_be_opened_is_told_to_the_supervisor(tmp_path: Path) -
     async def scenario() -> None:
         engine = FakeEngine(sampled(tmp_path))
         (tmp_path / "sample.mask.png").write_bytes(b"damaged")
-        one = Bench(engine)
+        shelf = Shelf(tmp_path)
+        shelf.add(engine)
+        one = Bench(shelf)
         async with asyncio.timeout(PATIENCE):
             assert await one.task == 1
             while not one.told:
                 await asyncio.sleep(0)
         assert one.told == [{"kind": "failed"}]
+
+    run(scenario())
+
+
+@contextlib.asynccontextmanager
+async def pair(shelf: Shelf) -> AsyncIterator[tuple[Bench, list[House]]]:
+    """Two front ends of an engine that has version 1 open; version 2 is published then."""
+    shelf.publish("fake", 1)
+    one = Bench(shelf)
+    fronts = [await one.front(seat=seat) for seat in (0, 1)]
+    shelf.publish("fake", 2)
+    yield one, fronts
+    assert await one.close(*fronts) == 0
+
+
+async def version(house: House, pixels: Pixels) -> int:
+    """The version that answered, whose own mask it must be."""
+    answer = await ask(house, encoded(pixels))
+    found = encodings.get("png").decode(answer.body)[0]
+    assert (found == truth(pixels, THRESHOLDS[answer.mask.version])).all()
+    return answer.mask.version
+
+
+async def closed(shelf: Shelf, label: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not shelf.engine(label).closed:
+            await asyncio.sleep(0.001)
+
+
+def test_model_is_changed_for_all_front_ends_and_closed_when_none_needs_it(tmp_path: Path) -> None:
+    pixels, large = picture(48, 80), picture(300, 300)
+    entered, gate = threading.Event(), threading.Event()
+
+    def hold(found: Pixels) -> None:
+        if found.shape[1:3] == (128, 128):
+            entered.set()
+            assert gate.wait(PATIENCE)
+
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        shelf.before = hold
+        async with pair(shelf) as (one, fronts):
+            for house in fronts:
+                assert await version(house, pixels) == 1
+            # The first tiles of a picture are with the old version when the new one is opened.
+            held = asyncio.ensure_future(version(fronts[1], large))
+            assert await asyncio.to_thread(entered.wait, PATIENCE)
+            old = fronts[1].catalog.get("fake")
+            load = asyncio.ensure_future(fronts[0].load("fake"))
+            async with asyncio.timeout(PATIENCE):
+                while not shelf.engines.get("fake@2"):
+                    await asyncio.sleep(0)
+            gate.set()
+            done = await load
+            assert (done.label, done.replaced, done.opened) == ("fake@2", "fake@1", True)
+            for house in fronts:
+                assert house.catalog.describe() == [done.model]
+                assert await version(house, pixels) == 2
+            assert await held == 1
+            await closed(shelf, "fake@1")
+            # Nothing is left of it on either side.
+            assert list(one.end._models.values()) == list(one.end.device.catalog.models.values())
+            assert list(one.end._numbers.values()) == [1]
+            for house in fronts:
+                fits = remote(house).remote._fits
+                assert old.engine not in [lane.engine for lane in fits.keys()]  # noqa: SIM118
+            # To and fro: a number is never used twice.
+            await fronts[1].load("fake@1")
+            assert await version(fronts[0], pixels) == 1
+            assert list(one.end._numbers.values())[-1] == 2
+
+    run(scenario())
+
+
+def test_model_that_a_front_end_holds_stays_open_until_it_lets_go_or_dies(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        async with pair(shelf) as (_, [house, other]):
+            with other.catalog.get("fake").loans:
+                await house.load("fake")
+                assert await version(other, picture()) == 2
+                assert not shelf.engine("fake@1").closed
+            await closed(shelf, "fake@1")
+            other.catalog.get("fake").loans.__enter__()  # a request that never ends
+            await house.load("fake@1")
+            assert not shelf.engine("fake@2").closed
+            await other.close()
+            await closed(shelf, "fake@2")
+
+    run(scenario())
+
+
+def test_tile_for_a_model_that_was_let_go_is_never_computed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        async with pair(shelf) as (one, [house, other]):
+            await house.load("fake")
+            await closed(shelf, "fake@1")
+            batches = len(shelf.engine("fake@2").batches)
+            link = remote(other)._link
+            assert link is not None
+            link.post(wire.Submit(1, 1, 0, 1e9, 0.5, 0, 64, 64, 0, 1.0, False))
+            async with asyncio.timeout(PATIENCE):
+                while not link.closed:
+                    await asyncio.sleep(0)
+            assert len(one.end._guests) == 1
+            assert len(shelf.engine("fake@2").batches) == batches
+            assert await version(house, picture()) == 2
+
+    run(scenario())
+
+
+def test_change_that_fails_comes_back_as_itself_and_is_shown_everywhere(tmp_path: Path) -> None:
+    def defect(spec: ModelSpec) -> None:
+        raise KeyError("a defect")
+
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        async with pair(shelf) as (_, fronts):
+            shelf.damage("fake@2")
+            with pytest.raises(ModelDamaged, match="not a readable mask"):
+                await fronts[0].load("fake")
+            for house in fronts:
+                assert "not a readable mask" in house.describe()["failures"]["fake@2"]
+                assert house.ready
+                assert await version(house, picture()) == 1
+            with pytest.raises(ModelNotFound):
+                await fronts[1].load("nobody")
+            with pytest.raises(ModelNeeded):
+                await fronts[1].unload("fake")
+            shelf.publish("fake", 3)
+            shelf.opening = defect
+            # No error of ours: it is answered as any other defect is.
+            with pytest.raises(RuntimeError, match="a defect"):
+                await fronts[0].load("fake")
+            shelf.opening = lambda spec: None
+            await fronts[0].load("fake")
+            for house in fronts:
+                assert not house.describe()["failures"]
+            shelf.publish("other", 1)
+            await fronts[1].load("other")
+            assert await fronts[0].unload("other") == ["other@1"]
+            assert [list(house.catalog.models) for house in fronts] == [["fake@3"]] * 2
+            fronts[0].drain()
+            with pytest.raises(Draining):
+                await fronts[0].load("fake")
+            assert not (await fronts[1].load("fake")).opened
+
+    run(scenario())
+
+
+def test_supervisor_is_told_what_a_successor_needs(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        async with pair(shelf) as (one, [house, _]):
+            await house.load("fake")
+            told = [message["served"] for message in one.told if message["kind"] == "served"]
+            # While it was being opened the process might have ended because of it.
+            assert [(found["labels"], list(found["bad"])) for found in told] == [
+                (["fake@1"], []),
+                (["fake@1"], ["fake"]),
+                (["fake@2"], []),
+            ]
+            assert told[-1]["plain"] == {"fake": "fake@2"}
+
+    run(scenario())
+
+
+def test_engine_that_was_told_to_drain_changes_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        async with pair(shelf) as (one, [house, _]):
+            one._channel.say("drain")
+            async with asyncio.timeout(PATIENCE):
+                while not one.end.device.changes.draining:
+                    await asyncio.sleep(0)
+            with pytest.raises(Draining):
+                await house.load("fake")
+            assert await version(house, picture()) == 1
+
+    run(scenario())
+
+
+def test_who_waits_for_a_change_hears_that_the_engine_is_gone(tmp_path: Path) -> None:
+    opening, go = threading.Event(), threading.Event()
+
+    def held(spec: ModelSpec) -> None:
+        opening.set()
+        assert go.wait(PATIENCE)
+
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        async with pair(shelf) as (one, [house, _]):
+            shelf.opening = held
+            load = asyncio.ensure_future(house.load("fake"))
+            assert await asyncio.to_thread(opening.wait, PATIENCE)
+            for guest in list(one.end._guests):
+                guest.close()
+            with pytest.raises(NotReady, match="how the change ended"):
+                await load
+            with pytest.raises(NotReady):
+                await house.load("fake")
+            go.set()
+            # The change goes on all the same, and whoever comes next finds it done.
+            await closed(shelf, "fake@1")
+            remote(house).attach(one.line())
+            async with asyncio.timeout(PATIENCE):
+                while not house.ready:
+                    await asyncio.sleep(0)
+            assert await version(house, picture()) == 2
 
     run(scenario())
 
