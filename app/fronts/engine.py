@@ -240,7 +240,8 @@ class EngineEnd:
         if (models, summary) != (self._told, self._summary):
             self._told, self._summary = models, summary
             self._serial += 1
-            for guest in self._guests:
+            # One that is found to be gone leaves meanwhile.
+            for guest in list(self._guests):
                 self.tell_models(guest)
 
     def tell_models(self, guest: _Guest) -> None:
@@ -249,8 +250,10 @@ class EngineEnd:
         """
         if not self._told or not guest.joined:
             return
+        # All of them first: if it is found to be gone, what it holds is taken back.
         for model in self._told:
             guest.hold(model["number"], self._models[model["number"]])
+        for model in self._told:
             guest.link.say("model", **model)
         guest.link.say("models", serial=self._serial, **self._summary)
 

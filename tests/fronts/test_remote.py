@@ -424,6 +424,27 @@ def test_model_that_a_front_end_holds_stays_open_until_it_lets_go_or_dies(tmp_pa
     run(scenario())
 
 
+def test_front_end_that_is_gone_when_it_is_told_of_a_change_holds_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        shelf.publish("other", 1)
+        async with pair(shelf) as (one, [house, other]):
+            models = one.end.device.catalog.models
+            assert [model.loans.held for model in models.values()] == [2, 2]
+            link = remote(other)._link
+            assert link is not None
+            link.close()
+            # In the same turn of the loop, so that the engine has not read of its end.
+            one.end.device.catalog.fail("fake@9", "news")
+            one.end.announce()
+            assert [model.loans.held for model in models.values()] == [1, 1]
+            await house.load("fake")
+            await closed(shelf, "fake@1")
+            assert await version(house, picture()) == 2
+
+    run(scenario())
+
+
 def test_tile_for_a_model_that_was_let_go_is_never_computed(tmp_path: Path) -> None:
     async def scenario() -> None:
         shelf = Shelf(tmp_path)

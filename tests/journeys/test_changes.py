@@ -135,6 +135,13 @@ def server_of(store: Path, cache: str, **environment: str) -> Iterator[Process]:
         "--store", str(store), TERNAUS_CACHE_DIR=cache, TERNAUS_DRAIN_GRACE_S="0", **environment
     ) as process:
         process.wait_ready()
+        ready: set[int] = set()
+        while len(ready) < int(environment.get("TERNAUS_FRONTENDS", "1")):
+            assert process.popen.poll() is None, process.text
+            with client_of(process) as client:  # the kernel chooses who answers
+                health = client.get("/health").json()
+            if health["ready"]:
+                ready.add(health["process"])
         yield process
 
 
@@ -151,10 +158,13 @@ def memory_mb(process: Process, field: str = "VmRSS") -> float:
     return int(found[1]) / 1024
 
 
+@pytest.mark.parametrize("frontends", ["1", "2"])
 def test_new_version_takes_over_under_load_and_a_damaged_one_does_not(
-    prepared: Path, store: Path, warm_cache: str
+    prepared: Path, store: Path, warm_cache: str, frontends: str
 ) -> None:
-    with server_of(store, warm_cache, TERNAUS_ADMIN_KEY="sesame") as process:
+    with server_of(
+        store, warm_cache, TERNAUS_ADMIN_KEY="sesame", TERNAUS_FRONTENDS=frontends
+    ) as process:
         with Stream(process, masks_of(prepared)).flowing() as stream, client_of(process) as admin:
             stream.wait(3)
             add(prepared, store)
