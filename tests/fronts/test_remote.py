@@ -406,6 +406,28 @@ def test_model_is_changed_for_all_front_ends_and_closed_when_none_needs_it(tmp_p
     run(scenario())
 
 
+def test_change_is_answered_when_every_front_end_shows_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shelf = Shelf(tmp_path)
+        async with pair(shelf) as (_, [house, slow]):
+            loop, link = asyncio.get_running_loop(), remote(slow)._link
+            assert link is not None
+            loop.remove_reader(link._line.fileno())
+            load = asyncio.ensure_future(house.load("fake"))
+            async with asyncio.timeout(PATIENCE):
+                while list(house.catalog.models) != ["fake@2"]:
+                    await asyncio.sleep(0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not load.done()
+            assert list(slow.catalog.models) == ["fake@1"]
+            loop.add_reader(link._line.fileno(), link._read)
+            await load
+            assert await version(slow, picture()) == 2
+
+    run(scenario())
+
+
 def test_model_that_a_front_end_holds_stays_open_until_it_lets_go_or_dies(tmp_path: Path) -> None:
     async def scenario() -> None:
         shelf = Shelf(tmp_path)
