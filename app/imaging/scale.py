@@ -9,6 +9,8 @@ picture is never scaled up.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -41,24 +43,30 @@ def enlarge(plane: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def enlarged_bits(
-    probability: NDArray[np.uint8], size: Size, threshold: float
-) -> NDArray[np.uint8]:
-    """(C, h, w) probabilities as packed planes (C, H, ceil(W / 8)): above `threshold`, scaled up.
+Planes = NDArray[np.uint8]
 
-    One plane at a time, so that a large picture costs a byte per pixel.
+
+def enlarged(
+    probability: Planes, size: Size, *, threshold: float | None, keep: bool
+) -> tuple[Planes, Planes | None]:
+    """The mask of (C, h, w) probabilities scaled up to `size`, and with `keep` those themselves.
+
+    With a `threshold` packed planes (C, H, ceil(W / 8)) of what lies above it; without one the
+    likeliest class of each pixel, (H, W), the first of equals. Kept are (C, H, W) uint8; otherwise
+    one plane at a time is enlarged, so that a large picture costs a byte or two per pixel.
     """
-    return np.stack(
-        [np.packbits(enlarge(plane, size) > 255 * threshold, axis=1) for plane in probability]
-    )
+    planes: Iterable[Planes] = (enlarge(plane, size) for plane in probability)
+    kept = np.stack(list(planes)) if keep else None
+    if kept is not None:
+        planes = kept
+    if threshold is None:
+        return _likeliest(planes, size), kept
+    return np.stack([np.packbits(plane > 255 * threshold, axis=1) for plane in planes]), kept
 
 
-def enlarged_labels(probability: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """(C, h, w) probabilities as the likeliest class of each pixel, (H, W); the first of equals."""
-    most = enlarge(probability[0], size)
-    labels = np.zeros(size, np.uint8)
-    for index, plane in enumerate(probability[1:], 1):
-        other = enlarge(plane, size)
-        labels[other > most] = index
-        most = np.maximum(most, other)
+def _likeliest(planes: Iterable[Planes], size: Size) -> Planes:
+    labels, most = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    for index, plane in enumerate(planes):
+        labels[plane > most] = index
+        most = np.maximum(most, plane)
     return labels

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from app.errors import PictureTooLarge
 from app.imaging import tiling
 from app.imaging.fit import Fit, margins
-from app.imaging.scale import enlarge, enlarged_bits, enlarged_labels, shown_size, shrink
+from app.imaging.scale import enlarged, shown_size, shrink
 from app.imaging.tiling import TilePlan, TileSpec, plan_tiles
 from app.types import Halo, Inference, Mask, ModelSpec, Pixels
 
@@ -120,10 +120,15 @@ class Sheet:
         self._layout = layout
         self._wanted = probability
         spec = layout.spec
-        self._mask = tiling.Canvas(
-            layout.plan,
-            channels=spec.channels,
-            kind="labels" if spec.task == "multiclass" else "bits",
+        # The mask of a scaled picture comes from its probabilities alone.
+        self._mask = (
+            None
+            if layout.scaled
+            else tiling.Canvas(
+                layout.plan,
+                channels=spec.channels,
+                kind="labels" if spec.task == "multiclass" else "bits",
+            )
         )
         self._probability = (
             tiling.Canvas(layout.plan, channels=spec.channels, kind="probability")
@@ -133,9 +138,10 @@ class Sheet:
 
     def place(self, tile: TileSpec, result: Inference) -> None:
         """Take the core of a tile out of an inference of one."""
-        plane = result.labels if self._layout.spec.task == "multiclass" else result.bits
-        assert plane is not None
-        self._mask.place(tile, plane[0])
+        if self._mask is not None:
+            plane = result.labels if self._layout.spec.task == "multiclass" else result.bits
+            assert plane is not None
+            self._mask.place(tile, plane[0])
         if self._probability is not None:
             assert result.probability is not None
             self._probability.place(tile, result.probability[0])
@@ -160,11 +166,7 @@ class Sheet:
         assert canvas is not None
         height, width = layout.pixels.shape[:2]
         small = canvas.crop(layout.fitting, height=height, width=width)
-        if threshold is None:
-            plane = enlarged_labels(small, layout.size)
-        else:
-            plane = enlarged_bits(small, layout.size, threshold)
-        large = np.stack([enlarge(p, layout.size) for p in small]) if self._wanted else None
+        plane, large = enlarged(small, layout.size, threshold=threshold, keep=self._wanted)
         return self._made(plane, large, threshold)
 
     def _made(

@@ -19,7 +19,7 @@ from app.encodings import base as encodings
 from app.engine.base import Engine
 from app.errors import TrainingError
 from app.imaging.fit import margins
-from app.imaging.scale import enlarge, enlarged_bits, enlarged_labels, shown_size, shrink
+from app.imaging.scale import enlarged, shown_size, shrink
 from app.imaging.tiling import Canvas, Kind, cut, plan_tiles
 from app.training.examples import Example
 from app.types import ClassSpec, ModelSpec, Pixels, Task
@@ -124,11 +124,8 @@ class EngineSegmenter:
         probability = soft.crop(fitting, height=height, width=width) if soft.missing == 0 else None
         if scaled:
             assert probability is not None
-            if kind == "labels":
-                mask = enlarged_labels(probability, size)
-            else:
-                mask = enlarged_bits(probability, size, spec.threshold)
-            probability = np.stack([enlarge(plane, size) for plane in probability])
+            limit = None if kind == "labels" else spec.threshold
+            mask, probability = enlarged(probability, size, threshold=limit, keep=self.probability)
         first = 1 if kind == "labels" else 0
         if kind == "labels":
             planes = mask == np.arange(first, spec.channels, dtype=np.uint8)[:, None, None]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from app.imaging.scale import enlarge, enlarged_bits, enlarged_labels, shown_size, shrink
+from app.imaging.scale import enlarge, enlarged, shown_size, shrink
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,9 @@ def test_what_has_its_size_is_not_copied() -> None:
 
 def test_planes_are_compared_after_they_are_scaled_up() -> None:
     probability = noise(2, 20, 30)
-    bits = enlarged_bits(probability, (61, 91), 0.4)
+    bits, kept = enlarged(probability, (61, 91), threshold=0.4, keep=False)
     assert bits.shape == (2, 61, 12)
+    assert kept is None
     planes = np.unpackbits(bits, axis=2, count=91)
     large = np.stack([enlarge(plane, (61, 91)) for plane in probability])
     assert np.array_equal(planes, large > 102)
@@ -68,4 +69,7 @@ def test_planes_are_compared_after_they_are_scaled_up() -> None:
 def test_labels_are_the_likeliest_class_after_scaling_up() -> None:
     probability = noise(5, 20, 30)
     large = np.stack([enlarge(plane, (77, 50)) for plane in probability])
-    assert np.array_equal(enlarged_labels(probability, (77, 50)), large.argmax(axis=0))
+    labels, kept = enlarged(probability, (77, 50), threshold=None, keep=True)
+    assert np.array_equal(labels, large.argmax(axis=0))
+    assert kept is not None
+    assert np.array_equal(kept, large)
