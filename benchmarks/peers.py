@@ -157,7 +157,7 @@ def examined(
             found |= carried(contender, server, pictures, asked)
             found["peak_bytes"] = peak.bytes
             lone_s = found["lone_ms"] / 1000
-            found["beside_damaged"] = damaged(contender, server, pictures, asked)
+            found["beside_damaged"] = damaged(contender, server, pictures, batch=asked.batch)
             found["left"] = left(contender, server, pictures, lone_s, found["cpu_ms"])
             within_s = asked.deadline * lone_s
             offered = OVERLOAD * found["per_s"]
@@ -222,14 +222,11 @@ def carried(
 
 
 def damaged(
-    contender: Contender,
-    server: ServerProcess,
-    pictures: Sequence[bytes],
-    asked: argparse.Namespace,
+    contender: Contender, server: ServerProcess, pictures: Sequence[bytes], *, batch: int
 ) -> dict[str, Any]:
     """A full batch's worth of pictures at once, one of them damaged."""
     sender = load(contender, server, pictures, patience_s=GENEROUS_S)
-    good = asked.batch - 1
+    good = batch - 1
     run = drive(partial(sender.volley, [(0.0, "damaged"), *[(0.0, "picture")] * good]))
     settle(server)
     bad = next(shot.status for shot in run.shots if shot.kind == "damaged")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.engine.torch_engine import TorchEngine
 from app.errors import Unavailable
+from app.imaging.bounds import DecodeLimits
+from app.imaging.decode import decode
 from app.store.store import ModelStore
 from benchmarks import reports
 from benchmarks.contenders import CONTENDERS
@@ -27,7 +27,7 @@ from benchmarks.processes import ROOT, Peak, ServerProcess
 # Burns processor time in a child of a child that has left its parents, then says where it listens.
 _PARENTS = """
 import os, subprocess, sys, time
-burn = "import time\\nuntil = time.process_time() + 0.3\\nwhile time.process_time() < until: pass\\n"
+burn = "import time\\nwhile time.process_time() < 0.3: pass\\n"
 stay = burn + "held = bytearray(50_000_000)\\nprint('running on http://127.0.0.1:9', flush=True)\\n"
 stay += "import signal\\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\\nsignal.pause()"
 child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stay!r}])"
@@ -131,10 +131,6 @@ def test_plain_fastapi_gives_our_masks(tmp_path: Path) -> None:
     contender = next(c for c in CONTENDERS if c.name == "fastapi")
     model, pictures = newest(), views(96)
     spec = ModelStore(str(ROOT / "model_store"), cache=tmp_path).resolve("buildings")
-    from app.engine.torch_engine import TorchEngine
-    from app.imaging.bounds import DecodeLimits
-    from app.imaging.decode import decode
-
     engine = TorchEngine(spec, precision="float32")
     truth = []
     for picture in pictures:
@@ -147,8 +143,6 @@ def test_plain_fastapi_gives_our_masks(tmp_path: Path) -> None:
         masks = [mask_of(answer(contender, server.url, picture)) for picture in pictures]
         assert any(mask.any() for mask in truth)
         assert differing(masks, truth) < 0.002
-        import argparse
-
-        found = damaged(contender, server, pictures, argparse.Namespace(batch=4))
+        found = damaged(contender, server, pictures, batch=4)
         assert found == {"good": 3, "answered": 3, "statuses": {200: 3}, "bad": 422}
         assert left(contender, server, pictures, 0.1, 50.0)["answered"] == 4
