@@ -72,7 +72,7 @@ class Contender:
                 self.arguments(asked),
                 python=python,
                 url="" if self.ours else f"http://127.0.0.1:{asked.port}",
-                **given,
+                environment=given,
             )
             with contextlib.suppress(OSError):
                 # Should memory run out, then the server under measurement goes, nobody else.
@@ -181,7 +181,7 @@ CONTENDERS = (
     Contender(
         "ray",
         "one replica with all cores, `serve.batch` of 8, a wait of 10 ms",
-        "`max_ongoing_requests`, `max_queued_requests=0`, `request_timeout_s`",
+        "`max_ongoing_requests`, `max_queued_requests=1`, `request_timeout_s`",
         packages=("ray[serve]",),
         arguments=_module("with_ray_serve"),
         ready="/-/healthz",

@@ -32,7 +32,7 @@ from PIL import Image
 
 from app.bench.load import Load, drive
 from app.bench.messages import Target, message
-from app.bench.shots import Run
+from app.bench.shots import Kind, Run
 from app.errors import Unavailable
 from benchmarks import reports
 from benchmarks.contenders import CONTENDERS, Contender
@@ -227,7 +227,8 @@ def damaged(
     """A full batch's worth of pictures at once, one of them damaged."""
     sender = load(contender, server, pictures, patience_s=GENEROUS_S)
     good = batch - 1
-    run = drive(partial(sender.volley, [(0.0, "damaged"), *[(0.0, "picture")] * good]))
+    moments: list[tuple[float, Kind]] = [(0.0, "damaged"), *[(0.0, "picture")] * good]
+    run = drive(partial(sender.volley, moments))
     settle(server)
     bad = next(shot.status for shot in run.shots if shot.kind == "damaged")
     return {"good": good, "answered": len(run.answered), "statuses": run.statuses(), "bad": bad}
@@ -247,7 +248,7 @@ def left(
         contender, server, pictures, patience_s=GENEROUS_S, leave_s=lone_s / 4, leave_at=(1.0,)
     )
     before = server.cpu_s()
-    moments = [*[(0.0, "picture")] * 4, *[(lone_s / 4, "leaver")] * 4]
+    moments: list[tuple[float, Kind]] = [*[(0.0, "picture")] * 4, *[(lone_s / 4, "leaver")] * 4]
     run = drive(partial(sender.volley, moments))
     settle(server)
     pictures_worth = 1000 * (server.cpu_s() - before) / cpu_ms

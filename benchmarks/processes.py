@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -27,7 +27,7 @@ class ServerProcess:
     """A server on a free port of loopback, on the processor cores `cores` (none: all).
 
     `python` is another interpreter than this one. `url` is for a server that was told where to
-    listen and does not say so in its log.
+    listen and does not say so in its log. `environment` and `more` are added to ours.
     """
 
     def __init__(
@@ -37,7 +37,8 @@ class ServerProcess:
         cores: Sequence[int] = (),
         python: str | Path = sys.executable,
         url: str = "",
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
+        **more: str,
     ) -> None:
         self._mark = uuid.uuid4().hex
         clean = {k: v for k, v in os.environ.items() if not k.startswith("TERNAUS_")}
@@ -56,7 +57,8 @@ class ServerProcess:
                 "TERNAUS_HOST": "127.0.0.1",
                 "TERNAUS_PORT": "0",
                 "TERNAUS_DRAIN_GRACE_S": "0",
-                **environment,
+                **(environment or {}),
+                **more,
                 _MARK: self._mark,
             },
             stdout=subprocess.PIPE,

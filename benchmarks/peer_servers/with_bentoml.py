@@ -24,12 +24,12 @@ def pixels(picture: Image.Image) -> np.ndarray:  # type: ignore[type-arg]
     return np.asarray(picture.convert("RGB"))
 
 
-@bentoml.service(workers=1, traffic=TRAFFIC)  # type: ignore[untyped-decorator]
+@bentoml.service(workers=1, traffic=TRAFFIC)
 class Batches:
     def __init__(self) -> None:
         self.net = Net(ASKED.model, fast=ASKED.fast)
 
-    @bentoml.api(  # type: ignore[untyped-decorator]
+    @bentoml.api(
         batchable=True,
         max_batch_size=ASKED.batch,
         max_latency_ms=int(1000 * ASKED.timeout_s),
@@ -38,11 +38,11 @@ class Batches:
         return self.net.batch(pictures)
 
 
-@bentoml.service(traffic={**TRAFFIC, **BOUND})  # type: ignore[untyped-decorator]
+@bentoml.service(traffic={**TRAFFIC, **BOUND})
 class Segmentation:
     batches = bentoml.depends(Batches)
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api
     async def segment(self, file: Image.Image) -> Image.Image:
         try:
             picture = await asyncio.to_thread(pixels, file)

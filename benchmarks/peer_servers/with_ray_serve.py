@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray import serve
+from ray.serve.config import BackpressureConfig, HTTPOptions
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -44,13 +45,12 @@ def main() -> None:
     deployment = serve.deployment(Segmentation).options(
         num_replicas=1,
         max_ongoing_requests=ASKED.limit or 64,
-        max_queued_requests=0 if ASKED.limit else -1,
+        max_queued_requests=1 if ASKED.limit else -1,
+        backpressure_config=BackpressureConfig(retry_after_s=1),
         ray_actor_options={"num_cpus": CORES},
     )
     ray.init(include_dashboard=False, log_to_driver=True)
-    options = serve.config.HTTPOptions(
-        host="127.0.0.1", port=ASKED.port, request_timeout_s=ASKED.timeout_s
-    )
+    options = HTTPOptions(host="127.0.0.1", port=ASKED.port, request_timeout_s=ASKED.timeout_s)
     serve.start(http_options=options)
     serve.run(deployment.bind(), route_prefix="/segment", blocking=True)
 
