@@ -21,7 +21,8 @@ QUIET = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server and how it is set up; `setup` says so in a sentence.
+    """A server and how it is set up; `setup` says so in a sentence, with `{batch}` for the size of its
+    batches.
 
     `packages` are what is installed for it, the first being its own; none for our server. `form`:
     pictures come as a form. `bounded` says how `limit` and `timeout_s` are kept to.
@@ -80,6 +81,8 @@ class Contender:
             try:
                 server.wait_ready(self.ready)
                 yield server
+            except RuntimeError as exc:
+                raise RuntimeError("".join([f"{exc}\n", *server.log[-30:]])) from exc
             finally:
                 server.end(grace_s=10)
 
@@ -146,7 +149,7 @@ CONTENDERS = (
     ),
     Contender(
         "fastapi-batch",
-        "an asyncio queue, batches of 8 at most, a window of 10 ms",
+        "an asyncio queue, batches of {batch} at most, a window of 10 ms",
         _DOOR + ", `wait_for` (504)",
         packages=("fastapi[standard]",),
         arguments=_module("batched_fastapi"),
@@ -163,7 +166,7 @@ CONTENDERS = (
     ),
     Contender(
         "litserve",
-        "`max_batch_size=8`, `batch_timeout=0.01`, one worker",
+        "`max_batch_size={batch}`, `batch_timeout=0.01`, a worker a core",
         "`timeout`; it has no bound on how many wait",
         packages=("litserve", "python-multipart"),
         arguments=_module("with_litserve"),
@@ -171,7 +174,7 @@ CONTENDERS = (
     ),
     Contender(
         "bentoml",
-        "a batchable service of the net (`max_batch_size=8`) behind one for requests",
+        "a batchable service of the net (`max_batch_size={batch}`) behind one for requests",
         "`traffic`: `timeout`, `max_concurrency`",
         packages=("bentoml",),
         arguments=_bentoml,
@@ -180,7 +183,7 @@ CONTENDERS = (
     ),
     Contender(
         "ray",
-        "one replica with all cores, `serve.batch` of 8, a wait of 10 ms",
+        "one replica with all cores, `serve.batch` of {batch}, a wait of 10 ms",
         "`max_ongoing_requests`, `max_queued_requests=1`, `request_timeout_s`",
         packages=("ray[serve]",),
         arguments=_module("with_ray_serve"),
@@ -188,7 +191,7 @@ CONTENDERS = (
     ),
     Contender(
         "mosec",
-        "stages: decoding in a process a core, the net in one (batches of 8, 10 ms), encoding",
+        "stages: decoding in a process a core, the net in one (batches of {batch}, 10 ms), encoding",
         "`--capacity`, `--timeout`",
         packages=("mosec",),
         arguments=_mosec,

@@ -2,15 +2,16 @@
 
     python -m benchmarks.peer_servers.with_litserve
 
-It has a time-out for what waits in its queue, and no bound on how many wait.
+It has a time-out for what waits in its queue, and no bound on how many wait. It compares annotations
+by value, so they must not be postponed.
 """
 
-from __future__ import annotations
-
+import os
 from typing import Any
 
 import litserve as ls
 import numpy as np
+import torch
 from fastapi import HTTPException, Request, Response
 from numpy.typing import NDArray
 
@@ -46,5 +47,7 @@ class Segmentation(ls.LitAPI):  # type: ignore[misc]
 if __name__ == "__main__":
     asked = Asked.read()
     api = Segmentation(max_batch_size=asked.batch, batch_timeout=0.01, api_path="/segment")
-    server = ls.LitServer(api, workers_per_device=1, timeout=asked.timeout_s)
+    # On a CPU as many workers as cores, it says.
+    workers = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+    server = ls.LitServer(api, workers_per_device=workers, timeout=asked.timeout_s)
     server.run(host="127.0.0.1", port=asked.port, generate_client_file=False, log_level="warning")
