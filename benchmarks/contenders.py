@@ -21,8 +21,7 @@ QUIET = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server and how it is set up; `setup` says so in a sentence, with `{batch}` for the size of its
-    batches.
+    """A server and how it is set up; `setup` says so, with `{batch}` for the size of its batches.
 
     `packages` are what is installed for it, the first being its own; none for our server. `form`:
     pictures come as a form. `bounded` says how `limit` and `timeout_s` are kept to.
@@ -191,7 +190,7 @@ CONTENDERS = (
     ),
     Contender(
         "mosec",
-        "stages: decoding in a process a core, the net in one (batches of {batch}, 10 ms), encoding",
+        "decoding in a process a core, the net in one (batches of {batch}, 10 ms), encoding",
         "`--capacity`, `--timeout`",
         packages=("mosec",),
         arguments=_mosec,

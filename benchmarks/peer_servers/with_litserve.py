@@ -2,8 +2,8 @@
 
     python -m benchmarks.peer_servers.with_litserve
 
-It has a time-out for what waits in its queue, and no bound on how many wait. It compares annotations
-by value, so they must not be postponed.
+It has a time-out for what waits in its queue, and no bound on how many wait. It compares
+annotations by value, so they must not be postponed.
 """
 
 import os
