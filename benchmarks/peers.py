@@ -39,7 +39,7 @@ from app.errors import Unavailable
 from benchmarks import reports
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.pictures import views
-from benchmarks.processes import ROOT, Peak, ServerProcess
+from benchmarks.processes import ROOT, Peak, ServerProcess, machine_cpu_s
 
 MODEL = "buildings"
 GENEROUS_S = 60.0
@@ -208,8 +208,14 @@ def carried(
     pictures: Sequence[bytes],
     asked: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Alone, then with many clients. Raises RuntimeError where no picture is answered."""
+    """Alone, then with many clients. Raises RuntimeError where no picture is answered.
+
+    `cores_elsewhere` is what the rest of the machine used meanwhile: a figure beside which others
+    worked is none.
+    """
     sender = load(contender, server, pictures, patience_s=GENEROUS_S)
+    watch = time.perf_counter()
+    theirs_s = machine_cpu_s() - server.cpu_s() - time.process_time()
     lone = drive(partial(sender.closed, clients=1, seconds=asked.seconds / 3, to_the_end=True))
     settle(server)
     before = server.cpu_s()
@@ -217,6 +223,7 @@ def carried(
         partial(sender.closed, clients=asked.clients, seconds=asked.seconds, to_the_end=True)
     )
     used_s = server.cpu_s() - before
+    theirs_s = machine_cpu_s() - server.cpu_s() - time.process_time() - theirs_s
     if not lone.answered or not run.answered:
         raise RuntimeError(f"{lone.statuses()} alone, {run.statuses()} with clients")
     latency = run.summary()["latency_ms"]
@@ -228,6 +235,7 @@ def carried(
         "p50_ms": latency["p50"],
         "p99_ms": latency["p99"],
         "cpu_ms": round(1000 * used_s / len(run.answered), 1),
+        "cores_elsewhere": round(theirs_s / (time.perf_counter() - watch), 3),
         "client_cpu_ms": round(1000 * run.client_cpu_s / max(1, run.requests), 2),
     }
 
