@@ -46,7 +46,7 @@ GENEROUS_S = 60.0
 # The shortest stretch of overload that counts: deadlines may be short.
 STRETCH_S = 15.0
 OVERLOAD = 3.0
-# A server that uses less than this share of a core has nothing to do.
+# A server that uses this little of a core more than when nobody asks has nothing to do.
 IDLE = 0.2
 
 Masks = list[NDArray[np.bool_]]
@@ -165,13 +165,15 @@ def examined(
     with start(timeout_s=GENEROUS_S, limit=0) as server:
         masks = [mask_of(answer(contender, server.url, picture)) for picture in pictures]
         start_s = round(time.perf_counter() - begun, 1)
-        learnt(start_s=start_s, differing=differing(masks, truth))
+        idle = idle_of(server)
+        learnt(start_s=start_s, differing=differing(masks, truth), idle_cores=round(idle, 3))
         with Peak(server) as peak:
             learnt(**carried(contender, server, pictures, asked))
             learnt(peak_bytes=peak.bytes)
             lone_s, per_s = found["lone_ms"] / 1000, found["per_s"]
             learnt(beside_damaged=damaged(contender, server, pictures, batch=asked.batch))
-            learnt(left=left(contender, server, pictures, lone_s, found["cpu_ms"]))
+            settle(server, idle)
+            learnt(left=left(contender, server, pictures, lone_s, idle, found["cpu_ms"]))
             within_s = asked.deadline * lone_s
             offered = OVERLOAD * per_s
             sender = load(contender, server, pictures, patience_s=asked.patience)
@@ -179,7 +181,7 @@ def examined(
             learnt(peak_overloaded_bytes=peak.bytes)
     timeout_s = GENEROUS_S if contender.ours else within_s
     with start(timeout_s=timeout_s, limit=asked.batch) as server:
-        settle(server)
+        settle(server, found["idle_cores"])
         hurried = {"x-request-timeout-ms": str(round(1000 * within_s))} if contender.ours else {}
         sender = load(contender, server, pictures, headers=hurried, patience_s=asked.patience)
         drive(partial(sender.closed, clients=1, seconds=2 * lone_s, to_the_end=True))
@@ -217,7 +219,6 @@ def carried(
     watch = time.perf_counter()
     theirs_s = machine_cpu_s() - server.cpu_s() - time.process_time()
     lone = drive(partial(sender.closed, clients=1, seconds=asked.seconds / 3, to_the_end=True))
-    settle(server)
     before = server.cpu_s()
     run = drive(
         partial(sender.closed, clients=asked.clients, seconds=asked.seconds, to_the_end=True)
@@ -248,7 +249,6 @@ def damaged(
     good = batch - 1
     moments: list[tuple[float, Kind]] = [(0.0, "damaged"), *[(0.0, "picture")] * good]
     run = drive(partial(sender.volley, moments))
-    settle(server)
     bad = next(shot.status for shot in run.shots if shot.kind == "damaged")
     return {"good": good, "answered": len(run.answered), "statuses": run.statuses(), "bad": bad}
 
@@ -258,6 +258,7 @@ def left(
     server: ServerProcess,
     pictures: Sequence[bytes],
     lone_s: float,
+    idle: float,
     cpu_ms: float,
 ) -> dict[str, Any]:
     """Four pictures at once; behind them, while the first is computed, come four clients that
@@ -266,11 +267,12 @@ def left(
     sender = load(
         contender, server, pictures, patience_s=GENEROUS_S, leave_s=lone_s / 4, leave_at=(1.0,)
     )
-    before = server.cpu_s()
+    begun, before = time.perf_counter(), server.cpu_s()
     moments: list[tuple[float, Kind]] = [*[(0.0, "picture")] * 4, *[(lone_s / 4, "leaver")] * 4]
     run = drive(partial(sender.volley, moments))
-    settle(server)
-    pictures_worth = 1000 * (server.cpu_s() - before) / cpu_ms
+    settle(server, idle)
+    used_s = server.cpu_s() - before - idle * (time.perf_counter() - begun)
+    pictures_worth = 1000 * used_s / cpu_ms
     return {
         "stayed": 4,
         "answered": len(run.answered),
@@ -280,14 +282,18 @@ def left(
     }
 
 
-def settle(server: ServerProcess, *, most_s: float = GENEROUS_S) -> None:
-    """Wait until the server has nothing to do."""
+def idle_of(server: ServerProcess, *, seconds: float = 1.0) -> float:
+    """Cores that the server uses when nobody asks: some poll."""
+    before = server.cpu_s()
+    time.sleep(seconds)
+    return (server.cpu_s() - before) / seconds
+
+
+def settle(server: ServerProcess, idle: float, *, most_s: float = GENEROUS_S) -> None:
+    """Wait until the server has nothing to do; `idle` is what it uses then, in cores."""
     until = time.monotonic() + most_s
-    while time.monotonic() < until:
-        before = server.cpu_s()
-        time.sleep(0.5)
-        if server.cpu_s() - before < 0.5 * IDLE:
-            return
+    while idle_of(server, seconds=0.5) > idle + IDLE and time.monotonic() < until:
+        pass
 
 
 def overloaded(sender: Load, offered: float, within_s: float, per_s: float) -> dict[str, Any]:

@@ -145,4 +145,4 @@ def test_plain_fastapi_gives_our_masks(tmp_path: Path) -> None:
         assert differing(masks, truth) < 0.002
         found = damaged(contender, server, pictures, batch=4)
         assert found == {"good": 3, "answered": 3, "statuses": {200: 3}, "bad": 422}
-        assert left(contender, server, pictures, 0.1, 50.0)["answered"] == 4
+        assert left(contender, server, pictures, 0.1, 0.0, 50.0)["answered"] == 4
