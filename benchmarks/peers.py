@@ -39,7 +39,7 @@ from app.errors import Unavailable
 from benchmarks import reports
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.pictures import views
-from benchmarks.processes import ROOT, Peak, ServerProcess, machine_cpu_s
+from benchmarks.processes import ROOT, Elsewhere, Peak, ServerProcess
 
 MODEL = "buildings"
 GENEROUS_S = 60.0
@@ -177,7 +177,7 @@ def examined(
             within_s = asked.deadline * lone_s
             offered = OVERLOAD * per_s
             sender = load(contender, server, pictures, patience_s=asked.patience)
-            learnt(as_it_stands=overloaded(sender, offered, within_s, per_s))
+            learnt(as_it_stands=overloaded(server, sender, offered, within_s, per_s))
             learnt(peak_overloaded_bytes=peak.bytes)
     timeout_s = GENEROUS_S if contender.ours else within_s
     with start(timeout_s=timeout_s, limit=asked.batch) as server:
@@ -185,7 +185,7 @@ def examined(
         hurried = {"x-request-timeout-ms": str(round(1000 * within_s))} if contender.ours else {}
         sender = load(contender, server, pictures, headers=hurried, patience_s=asked.patience)
         drive(partial(sender.closed, clients=1, seconds=2 * lone_s, to_the_end=True))
-        learnt(with_bounds=overloaded(sender, offered, within_s, per_s))
+        learnt(with_bounds=overloaded(server, sender, offered, within_s, per_s))
     return found
 
 
@@ -210,21 +210,14 @@ def carried(
     pictures: Sequence[bytes],
     asked: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Alone, then with many clients. Raises RuntimeError where no picture is answered.
-
-    `cores_elsewhere` is what the rest of the machine used meanwhile: a figure beside which others
-    worked is none.
-    """
+    """Alone, then with many clients. Raises RuntimeError where no picture is answered."""
     sender = load(contender, server, pictures, patience_s=GENEROUS_S)
-    watch = time.perf_counter()
-    theirs_s = machine_cpu_s() - server.cpu_s() - time.process_time()
-    lone = drive(partial(sender.closed, clients=1, seconds=asked.seconds / 3, to_the_end=True))
-    before = server.cpu_s()
-    run = drive(
-        partial(sender.closed, clients=asked.clients, seconds=asked.seconds, to_the_end=True)
-    )
-    used_s = server.cpu_s() - before
-    theirs_s = machine_cpu_s() - server.cpu_s() - time.process_time() - theirs_s
+    with Elsewhere(server) as elsewhere:
+        lone = drive(partial(sender.closed, clients=1, seconds=asked.seconds / 3, to_the_end=True))
+        before = server.cpu_s()
+        many = partial(sender.closed, clients=asked.clients, seconds=asked.seconds)
+        run = drive(partial(many, to_the_end=True))
+        used_s = server.cpu_s() - before
     if not lone.answered or not run.answered:
         raise RuntimeError(f"{lone.statuses()} alone, {run.statuses()} with clients")
     latency = run.summary()["latency_ms"]
@@ -236,7 +229,7 @@ def carried(
         "p50_ms": latency["p50"],
         "p99_ms": latency["p99"],
         "cpu_ms": round(1000 * used_s / len(run.answered), 1),
-        "cores_elsewhere": round(theirs_s / (time.perf_counter() - watch), 3),
+        "cores_elsewhere": elsewhere.cores,
         "client_cpu_ms": round(1000 * run.client_cpu_s / max(1, run.requests), 2),
     }
 
@@ -296,10 +289,13 @@ def settle(server: ServerProcess, idle: float, *, most_s: float = GENEROUS_S) ->
         pass
 
 
-def overloaded(sender: Load, offered: float, within_s: float, per_s: float) -> dict[str, Any]:
+def overloaded(
+    server: ServerProcess, sender: Load, offered: float, within_s: float, per_s: float
+) -> dict[str, Any]:
     """More than it can carry; counted is what is due after the first deadline has passed."""
     seconds = max(within_s, STRETCH_S)
-    run = drive(partial(sender.opened, rate=offered, seconds=seconds, warm_s=within_s))
+    with Elsewhere(server) as elsewhere:
+        run = drive(partial(sender.opened, rate=offered, seconds=seconds, warm_s=within_s))
     found = run.summary(within_s=within_s)
     latency = found["latency_ms"]
     return {
@@ -313,6 +309,7 @@ def overloaded(sender: Load, offered: float, within_s: float, per_s: float) -> d
         "p99_ms": latency.get("p99"),
         "statuses": found["statuses"],
         "refusals": refusals(run),
+        "cores_elsewhere": elsewhere.cores,
     }
 
 

@@ -153,8 +153,28 @@ class Peak:
         self._thread.join()
 
 
-def machine_cpu_s() -> float:
-    """Processor seconds so far of everything on the machine."""
+class Elsewhere:
+    """Cores that neither the server nor this process used while the block ran: a figure beside
+    which others worked is none.
+    """
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.cores = 0.0
+        self._server = server
+
+    def _theirs_s(self) -> float:
+        return _machine_cpu_s() - self._server.cpu_s() - time.process_time()
+
+    def __enter__(self) -> Elsewhere:
+        self._begun, self._before = time.perf_counter(), self._theirs_s()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        spent = time.perf_counter() - self._begun
+        self.cores = round((self._theirs_s() - self._before) / spent, 3)
+
+
+def _machine_cpu_s() -> float:
     fields = Path("/proc/stat").read_text().splitlines()[0].split()
     # user, nice, system; then idle and waiting; then interrupts, and what a host took away.
     return sum(int(fields[i]) for i in (1, 2, 3, 6, 7, 8)) / _TICKS_PER_S
