@@ -39,7 +39,7 @@ from app.errors import Unavailable
 from benchmarks import reports
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.pictures import views
-from benchmarks.processes import ROOT, Elsewhere, Peak, ServerProcess
+from benchmarks.processes import ROOT, Elsewhere, ServerProcess
 
 MODEL = "buildings"
 GENEROUS_S = 60.0
@@ -167,18 +167,17 @@ def examined(
         start_s = round(time.perf_counter() - begun, 1)
         idle = idle_of(server)
         learnt(start_s=start_s, differing=differing(masks, truth), idle_cores=round(idle, 3))
-        with Peak(server) as peak:
-            learnt(**carried(contender, server, pictures, asked))
-            learnt(peak_bytes=peak.bytes)
-            lone_s, per_s = found["lone_ms"] / 1000, found["per_s"]
-            learnt(beside_damaged=damaged(contender, server, pictures, batch=asked.batch))
-            settle(server, idle)
-            learnt(left=left(contender, server, pictures, lone_s, idle, found["cpu_ms"]))
-            within_s = asked.deadline * lone_s
-            offered = OVERLOAD * per_s
-            sender = load(contender, server, pictures, patience_s=asked.patience)
-            learnt(as_it_stands=overloaded(server, sender, offered, within_s, per_s))
-            learnt(peak_overloaded_bytes=peak.bytes)
+        learnt(**carried(contender, server, pictures, asked))
+        learnt(peak_bytes=server.peak_shared_once_bytes())
+        lone_s, per_s = found["lone_ms"] / 1000, found["per_s"]
+        learnt(beside_damaged=damaged(contender, server, pictures, batch=asked.batch))
+        settle(server, idle)
+        learnt(left=left(contender, server, pictures, lone_s, idle, found["cpu_ms"]))
+        within_s = asked.deadline * lone_s
+        offered = OVERLOAD * per_s
+        sender = load(contender, server, pictures, patience_s=asked.patience)
+        learnt(as_it_stands=overloaded(server, sender, offered, within_s, per_s))
+        learnt(peak_overloaded_bytes=server.peak_shared_once_bytes())
     timeout_s = GENEROUS_S if contender.ours else within_s
     with start(timeout_s=timeout_s, limit=asked.batch) as server:
         settle(server, found["idle_cores"])
@@ -348,7 +347,7 @@ def row(name: str, found: dict[str, Any], ours: float | None) -> dict[str, Any]:
         "alone ms": found.get("lone_ms"),
         "p99 ms": found.get("p99_ms"),
         "CPU ms": found.get("cpu_ms"),
-        "PSS MB": None if failed else round(found["peak_bytes"] / 1e6),
+        "MB": None if failed else round(found["peak_bytes"] / 1e6),
         "differ %": None if failed else round(100 * found["differing"], 4),
         "beside damaged": f"{beside['answered']}/{beside['good']}" if beside else None,
         "bad": beside.get("bad"),

@@ -101,9 +101,17 @@ class ServerProcess:
         """The most memory that it held at once (VmHWM), summed over its processes."""
         return sum(_memory_bytes(pid, "status", "VmHWM") for pid in self.processes())
 
-    def shared_out_bytes(self) -> int:
-        """Memory that it holds now (PSS): what processes share counts once."""
-        return sum(_memory_bytes(pid, "smaps_rollup", "Pss") for pid in self.processes())
+    def peak_shared_once_bytes(self) -> int:
+        """The same, less what processes share and VmHWM counts for each of them.
+
+        How much that is, is looked at now (RSS less PSS). Looking while a load runs would cost it:
+        the kernel walks every page and keeps the process from mapping memory meanwhile.
+        """
+        total = self.peak_bytes()
+        for pid in self.processes():
+            rss = _memory_bytes(pid, "smaps_rollup", "Rss")
+            total -= rss - _memory_bytes(pid, "smaps_rollup", "Pss")
+        return total
 
     def end(self, *, grace_s: float = 30.0) -> None:
         """SIGTERM, and whatever of it is left after that is killed."""
@@ -127,30 +135,6 @@ class ServerProcess:
         self._reader.join(10)
         assert self.popen.stdout is not None
         self.popen.stdout.close()
-
-
-class Peak:
-    """The most memory (PSS) that a server held while the block ran, looked at now and then."""
-
-    def __init__(self, server: ServerProcess, *, every_s: float = 1.0) -> None:
-        self.bytes = 0
-        self._server, self._every_s = server, every_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def _look(self) -> None:
-        while True:
-            self.bytes = max(self.bytes, self._server.shared_out_bytes())
-            if self._over.wait(self._every_s):
-                return
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 class Elsewhere:
