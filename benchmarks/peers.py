@@ -5,7 +5,7 @@
 
 Each is installed in an environment of its own below `--cache`, started, asked and ended with all
 its processes: whether its masks are ours; how late one client alone is answered; pictures a second
-with `--clients` in a closed loop; what becomes of seven good pictures that come at once with a
+with `--clients` in a closed loop; what becomes of good pictures that come at once with a
 damaged one; how much is computed for clients that have left; and three times the load that it can
 carry, first as it stands, then with the bounds that it has set for just this load. The deadline is
 `--deadline` times its own latency alone. `--json` replaces in the file what was measured now and
@@ -171,7 +171,7 @@ def examined(
         learnt(**carried(contender, server, pictures, asked))
         learnt(peak_bytes=server.peak_shared_once_bytes())
         lone_s, per_s = found["lone_ms"] / 1000, found["per_s"]
-        learnt(beside_damaged=damaged(contender, server, pictures, batch=asked.batch))
+        learnt(beside_damaged=damaged(contender, server, pictures, lone_s, batch=asked.batch))
         settle(server, idle)
         learnt(left=left(contender, server, pictures, lone_s, idle, found["cpu_ms"]))
         if asked.no_overload:
@@ -237,15 +237,29 @@ def carried(
 
 
 def damaged(
-    contender: Contender, server: ServerProcess, pictures: Sequence[bytes], *, batch: int
+    contender: Contender,
+    server: ServerProcess,
+    pictures: Sequence[bytes],
+    lone_s: float,
+    *,
+    batch: int,
 ) -> dict[str, Any]:
-    """A full batch's worth of pictures at once, one of them damaged."""
+    """A full batch's worth of pictures at once, one in the middle damaged.
+
+    Two others have come before, so that they wait together.
+    """
     sender = load(contender, server, pictures, patience_s=GENEROUS_S)
-    good = batch - 1
-    moments: list[tuple[float, Kind]] = [(0.0, "damaged"), *[(0.0, "picture")] * good]
+    at, half = lone_s / 4, batch // 2
+    moments: list[tuple[float, Kind]] = [*[(0.0, "picture")] * 2, *[(at, "picture")] * half]
+    moments += [(at, "damaged"), *[(at, "picture")] * (batch - half - 1)]
     run = drive(partial(sender.volley, moments))
     bad = next(shot.status for shot in run.shots if shot.kind == "damaged")
-    return {"good": good, "answered": len(run.answered), "statuses": run.statuses(), "bad": bad}
+    return {
+        "good": batch + 1,
+        "answered": len(run.answered),
+        "statuses": run.statuses(),
+        "bad": bad,
+    }
 
 
 def left(

@@ -141,6 +141,6 @@ def test_plain_fastapi_gives_our_masks(tmp_path: Path) -> None:
         masks = [mask_of(answer(contender, server.url, picture)) for picture in pictures]
         assert any(mask.any() for mask in truth)
         assert differing(masks, truth) < 0.002
-        found = damaged(contender, server, pictures, batch=4)
-        assert found == {"good": 3, "answered": 3, "statuses": {200: 3}, "bad": 422}
+        found = damaged(contender, server, pictures, 0.1, batch=4)
+        assert found == {"good": 5, "answered": 5, "statuses": {200: 5}, "bad": 422}
         assert left(contender, server, pictures, 0.1, 0.0, 50.0)["answered"] == 4
