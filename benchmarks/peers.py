@@ -250,8 +250,10 @@ def damaged(
     """
     sender = load(contender, server, pictures, patience_s=GENEROUS_S)
     at, half = lone_s / 4, batch // 2
-    moments: list[tuple[float, Kind]] = [*[(0.0, "picture")] * 2, *[(at, "picture")] * half]
-    moments += [(at, "damaged"), *[(at, "picture")] * (batch - half - 1)]
+    early: tuple[float, Kind] = (0.0, "picture")
+    late: tuple[float, Kind] = (at, "picture")
+    bad_one: tuple[float, Kind] = (at, "damaged")
+    moments = [early] * 2 + [late] * half + [bad_one] + [late] * (batch - half - 1)
     run = drive(partial(sender.volley, moments))
     bad = next(shot.status for shot in run.shots if shot.kind == "damaged")
     return {
@@ -277,8 +279,9 @@ def left(
         contender, server, pictures, patience_s=GENEROUS_S, leave_s=lone_s / 4, leave_at=(1.0,)
     )
     begun, before = time.perf_counter(), server.cpu_s()
-    moments: list[tuple[float, Kind]] = [*[(0.0, "picture")] * 4, *[(lone_s / 4, "leaver")] * 4]
-    run = drive(partial(sender.volley, moments))
+    stays: tuple[float, Kind] = (0.0, "picture")
+    leaves: tuple[float, Kind] = (lone_s / 4, "leaver")
+    run = drive(partial(sender.volley, [stays] * 4 + [leaves] * 4))
     settle(server, idle)
     used_s = server.cpu_s() - before - idle * (time.perf_counter() - begun)
     pictures_worth = 1000 * used_s / cpu_ms

@@ -27,7 +27,7 @@ class ServerProcess:
     """A server on a free port of loopback, on the processor cores `cores` (none: all).
 
     `python` is another interpreter than this one. `url` is for a server that was told where to
-    listen and does not say so in its log. `environment` and `more` are added to ours.
+    listen and does not say so in its log. `environment` is added to ours.
     """
 
     def __init__(
@@ -38,7 +38,6 @@ class ServerProcess:
         python: str | Path = sys.executable,
         url: str = "",
         environment: Mapping[str, str] | None = None,
-        **more: str,
     ) -> None:
         self._mark = uuid.uuid4().hex
         clean = {k: v for k, v in os.environ.items() if not k.startswith("TERNAUS_")}
@@ -58,7 +57,6 @@ class ServerProcess:
                 "TERNAUS_PORT": "0",
                 "TERNAUS_DRAIN_GRACE_S": "0",
                 **(environment or {}),
-                **more,
                 _MARK: self._mark,
             },
             stdout=subprocess.PIPE,
@@ -230,7 +228,7 @@ def serving(
     **environment: str,
 ) -> Iterator[ServerProcess]:
     """`python -m ARGUMENTS` until the block ends; it is ready when the block begins."""
-    process = ServerProcess(arguments, cores=cores, python=python, url=url, **environment)
+    process = ServerProcess(arguments, cores=cores, python=python, url=url, environment=environment)
     try:
         process.wait_ready(ready)
         yield process

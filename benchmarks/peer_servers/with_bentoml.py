@@ -20,7 +20,7 @@ TRAFFIC = {"timeout": ASKED.timeout_s, "concurrency": ASKED.batch}
 BOUND = {"max_concurrency": ASKED.limit} if ASKED.limit else {}
 
 
-def pixels(picture: Image.Image) -> np.ndarray:  # type: ignore[type-arg]
+def pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
@@ -29,12 +29,12 @@ class Batches:
     def __init__(self) -> None:
         self.net = Net(ASKED.model, fast=ASKED.fast)
 
-    @bentoml.api(
+    @bentoml.api(  # type: ignore[untyped-decorator]
         batchable=True,
         max_batch_size=ASKED.batch,
         max_latency_ms=int(1000 * ASKED.timeout_s),
     )
-    def segment(self, pictures: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def segment(self, pictures: np.ndarray) -> np.ndarray:
         return self.net.batch(pictures)
 
 
@@ -42,7 +42,7 @@ class Batches:
 class Segmentation:
     batches = bentoml.depends(Batches)
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]
     async def segment(self, file: Image.Image) -> Image.Image:
         try:
             picture = await asyncio.to_thread(pixels, file)

@@ -39,7 +39,7 @@ time.sleep(600)
 @pytest.fixture
 def family(tmp_path: Path) -> Any:
     (tmp_path / "parents.py").write_text(_PARENTS)
-    server = ServerProcess(["parents"], PYTHONPATH=str(tmp_path))
+    server = ServerProcess(["parents"], environment={"PYTHONPATH": str(tmp_path)})
     assert server._listening.wait(60)
     yield server
     server.end(grace_s=0.1)
