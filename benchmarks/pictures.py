@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,3 +23,14 @@ def jpeg(width: int, height: int | None = None, *, quality: int = 90) -> bytes:
     size = (width, height or width)
     photograph().resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
     return out.getvalue()
+
+
+def views(side: int, *, quality: int = 90) -> list[bytes]:
+    """Four different pictures of that side as JPEG: the photograph, mirrored and upside down."""
+    whole = photograph().resize((side, side), Image.Resampling.BICUBIC)
+    found = []
+    for image in (whole, ImageOps.mirror(whole), ImageOps.flip(whole), whole.rotate(180)):
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=quality)
+        found.append(out.getvalue())
+    return found

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -18,21 +19,36 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 240.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+# Every process of a server bears it in its environment, also one that left its parents.
+_MARK = "BENCHMARKED_SERVER"
 
 
 class ServerProcess:
-    """A server on a free port of loopback, on the processor cores `cores` (none: all)."""
+    """A server on a free port of loopback, on the processor cores `cores` (none: all).
+
+    `python` is another interpreter than this one. `url` is for a server that was told where to
+    listen and does not say so in its log. `environment` is added to ours.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], *, cores: Sequence[int] = (), **environment: str
+        self,
+        arguments: Sequence[str],
+        *,
+        cores: Sequence[int] = (),
+        python: str | Path = sys.executable,
+        url: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._mark = uuid.uuid4().hex
         clean = {k: v for k, v in os.environ.items() if not k.startswith("TERNAUS_")}
         pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
         self.log: list[str] = []
-        self.url = ""
+        self.url = url
         self._listening = threading.Event()
+        if url:
+            self._listening.set()
         self.popen = subprocess.Popen(
-            [*pinned, sys.executable, "-m", *arguments],
+            [*pinned, str(python), "-m", *arguments],
             cwd=ROOT,
             env={
                 **clean,
@@ -40,7 +56,8 @@ class ServerProcess:
                 "TERNAUS_HOST": "127.0.0.1",
                 "TERNAUS_PORT": "0",
                 "TERNAUS_DRAIN_GRACE_S": "0",
-                **environment,
+                **(environment or {}),
+                _MARK: self._mark,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -54,7 +71,7 @@ class ServerProcess:
         for line in self.popen.stdout:
             self.log.append(line)
             found = re.search(r"(?:listening|running) on (http://[\w.:]+)", line)
-            if found:
+            if found and not self.url:
                 self.url = found[1]
                 self._listening.set()
         self._listening.set()
@@ -65,42 +82,117 @@ class ServerProcess:
             raise RuntimeError("".join(self.log))
         until = time.monotonic() + START_S
         with httpx.Client(base_url=self.url, trust_env=False) as client:
-            while client.get(path).status_code != 200:
+            while not _answers(client, path):
                 if self.popen.poll() is not None or time.monotonic() > until:
                     raise RuntimeError("".join(self.log))
                 time.sleep(0.02)
 
+    def processes(self) -> list[int]:
+        """Every process of it that lives, whoever its parent is by now."""
+        return sorted({*_family(self.popen.pid), *_marked(self._mark)})
+
     def cpu_s(self) -> float:
-        """Processor seconds so far, of all its processes that live."""
-        return sum(_cpu_s(pid) for pid in _family(self.popen.pid))
+        """Processor seconds so far, of all its processes and of those they have waited for."""
+        return sum(_cpu_s(pid) for pid in self.processes())
 
     def peak_bytes(self) -> int:
         """The most memory that it held at once (VmHWM), summed over its processes."""
-        return sum(_status_bytes(pid, "VmHWM") for pid in _family(self.popen.pid))
+        return sum(_memory_bytes(pid, "status", "VmHWM") for pid in self.processes())
 
-    def end(self) -> None:
+    def peak_shared_once_bytes(self) -> int:
+        """The same, less what processes share and VmHWM counts for each of them.
+
+        How much that is, is looked at now (RSS less PSS). Looking while a load runs would cost it:
+        the kernel walks every page and keeps the process from mapping memory meanwhile.
+        """
+        total = self.peak_bytes()
+        for pid in self.processes():
+            rss = _memory_bytes(pid, "smaps_rollup", "Rss")
+            total -= rss - _memory_bytes(pid, "smaps_rollup", "Pss")
+        return total
+
+    def end(self, *, grace_s: float = 30.0) -> None:
+        """SIGTERM, and whatever of it is left after that is killed."""
+        family = {pid: _begun(pid) for pid in self.processes()}
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
-            try:
-                self.popen.wait(30)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-                self.popen.wait(30)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(grace_s)
+        while True:
+            family.update({pid: _begun(pid) for pid in self.processes() if pid not in family})
+            # A number may be somebody else's by now.
+            left = [pid for pid, begun in family.items() if begun and _begun(pid) == begun]
+            if not left:
+                break
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.popen.poll()
+            time.sleep(0.02)
+        self.popen.wait(30)
         self._reader.join(10)
         assert self.popen.stdout is not None
         self.popen.stdout.close()
 
 
+class Elsewhere:
+    """Cores that neither the server nor this process used while the block ran: a figure beside
+    which others worked is none.
+    """
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.cores = 0.0
+        self._server = server
+
+    def _theirs_s(self) -> float:
+        return _machine_cpu_s() - self._server.cpu_s() - time.process_time()
+
+    def __enter__(self) -> Elsewhere:
+        self._begun, self._before = time.perf_counter(), self._theirs_s()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        spent = time.perf_counter() - self._begun
+        self.cores = round((self._theirs_s() - self._before) / spent, 3)
+
+
+def _machine_cpu_s() -> float:
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    # user, nice, system; then idle and waiting; then interrupts, and what a host took away.
+    return sum(int(fields[i]) for i in (1, 2, 3, 6, 7, 8)) / _TICKS_PER_S
+
+
+def _answers(client: httpx.Client, path: str) -> bool:
+    try:
+        return client.get(path).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """What follows the name, which stands in parentheses and may hold spaces; empty: gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def _cpu_s(pid: int) -> float:
-    # The name in parentheses may hold spaces; utime and stime are the 12th and 13th after it.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    # utime, stime and those of children that were waited for.
+    return sum(int(ticks) for ticks in _stat(pid)[11:15]) / _TICKS_PER_S
 
 
-def _status_bytes(pid: int, name: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
+def _begun(pid: int) -> str:
+    """When that process began, in ticks since the machine did; empty: it has ended."""
+    fields = _stat(pid)
+    return fields[19] if fields and fields[0] not in "ZX" else ""
+
+
+def _memory_bytes(pid: int, file: str, name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
     return 0
 
 
@@ -108,18 +200,35 @@ def _family(pid: int) -> list[int]:
     """A process and all below it."""
     found = [pid]
     for parent in found:
-        for task in Path(f"/proc/{parent}/task").iterdir():
-            with contextlib.suppress(OSError):
+        # Processes come and go while one looks.
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
                 found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def _marked(mark: str) -> list[int]:
+    """Every process that was started with that mark."""
+    sought, found = f"{_MARK}={mark}".encode(), []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                if sought in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
     return found
 
 
 @contextlib.contextmanager
 def serving(
-    *arguments: str, cores: Sequence[int] = (), ready: str = "/health/ready", **environment: str
+    *arguments: str,
+    cores: Sequence[int] = (),
+    ready: str = "/health/ready",
+    python: str | Path = sys.executable,
+    url: str = "",
+    **environment: str,
 ) -> Iterator[ServerProcess]:
     """`python -m ARGUMENTS` until the block ends; it is ready when the block begins."""
-    process = ServerProcess(arguments, cores=cores, **environment)
+    process = ServerProcess(arguments, cores=cores, python=python, url=url, environment=environment)
     try:
         process.wait_ready(ready)
         yield process

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from app.bench.connections import Connection
@@ -30,8 +30,6 @@ Result = TypeVar("Result")
 
 # How often requests that nobody waits for any longer are looked for, in seconds.
 _SWEEP_S = 0.1
-# A leaver stays for so long, in seconds: long enough to be decoded or queued.
-_LEAVE_S = 0.005
 # Nearer than this a moment has come: the event loop's timers are no finer.
 _TICK_S = 0.0005
 
@@ -54,7 +52,8 @@ class Load:
     `damaged` and `leavers` are the shares of requests that carry a picture cut off half-way, and
     that leave before their answer; they are counted apart. `patience_s`: after so long without an
     answer a request counts as lost. `most_connections` bounds the open loop; requests beyond it
-    wait in the client, and their waiting counts.
+    wait in the client, and their waiting counts. A leaver leaves after `leave_s` seconds, having
+    sent one of the shares `leave_at` of its request.
     """
 
     target: Target
@@ -65,6 +64,8 @@ class Load:
     leaver_share: float = 0.0
     most_connections: int = 2048
     seed: int = 0
+    leave_s: float = 0.005  # long enough to be decoded or queued
+    leave_at: Sequence[float] = (0.5, 1.0)
     _idle: list[Connection] = field(default_factory=list)
     _opening: int = 0
     _busy: dict[Shot, Connection] = field(default_factory=dict)
@@ -73,10 +74,14 @@ class Load:
     _random: random.Random = field(default_factory=random.Random)
     _turn: int = 0
 
-    async def closed(self, *, clients: int, seconds: float, warm_s: float = 0.0) -> Run:
+    async def closed(
+        self, *, clients: int, seconds: float, warm_s: float = 0.0, to_the_end: bool = False
+    ) -> Run:
         """`clients` at once, each sending its next request when its answer has come.
 
-        Counted is what ended in the `seconds` after `warm_s`.
+        Counted is what ended in the `seconds` after `warm_s`; `to_the_end`: what was on its way
+        then is counted too, and the run is as long as the last answer took. Where few answers
+        come, and many at once, a fixed stretch would count a batch too many or too few.
         """
         self._random = random.Random(self.seed)
         shots: list[Shot] = []
@@ -87,7 +92,7 @@ class Load:
 
         def again(shot: Shot) -> None:
             nonlocal running
-            if begun <= shot.ended <= until:
+            if begun <= shot.ended and (to_the_end or shot.ended <= until):
                 shots.append(shot)
             if time.perf_counter() < until:
                 self._next(time.perf_counter())
@@ -103,6 +108,8 @@ class Load:
             for _ in range(clients):
                 self._next(time.perf_counter())
             await finished.wait()
+        if to_the_end and shots:
+            seconds = max(shot.ended for shot in shots) - begun
         return Run(tuple(shots), begun, seconds, time.process_time() - cpu, self._turn)
 
     async def opened(self, *, rate: float, seconds: float, warm_s: float = 0.0) -> Run:
@@ -111,6 +118,24 @@ class Load:
         moments, at = [], 0.0
         while (at := at + self._random.expovariate(rate)) < warm_s + seconds:
             moments.append(at)
+        ready = min(self.most_connections, max(8, round(rate / 4)))
+        return await self._timed([(at, None) for at in moments], seconds, warm_s, ready)
+
+    async def volley(self, moments: Sequence[tuple[float, Kind]]) -> Run:
+        """Just these requests, each of its kind at its moment, in seconds from the start."""
+        self._random = random.Random(self.seed)
+        ordered = sorted(moments, key=lambda moment: moment[0])
+        run = await self._timed(ordered, 0.0, 0.0, len(ordered))
+        return replace(run, seconds=max(shot.ended for shot in run.shots) - run.begun)
+
+    async def _timed(
+        self,
+        moments: Sequence[tuple[float, Kind | None]],
+        seconds: float,
+        warm_s: float,
+        ready: int,
+    ) -> Run:
+        """Requests at moments in ascending order; None: of a kind by the shares."""
         shots: list[Shot] = []
         finished = asyncio.Event()
         left = len(moments)
@@ -125,26 +150,27 @@ class Load:
 
         self._ended = done
         async with self._swept():
-            await self._prepare(min(self.most_connections, max(8, round(rate / 4))))
+            await self._prepare(ready)
             start = time.perf_counter()
             begun = start + warm_s
             cpu = time.process_time()
-            due = deque(start + moment for moment in moments)
+            due = deque((start + at, kind) for at, kind in moments)
             while due:
                 now = time.perf_counter()
-                while due and due[0] <= now + _TICK_S:
-                    self._next(due.popleft())
+                while due and due[0][0] <= now + _TICK_S:
+                    self._next(*due.popleft())
                 if due:
-                    await asyncio.sleep(max(0.0, due[0] - time.perf_counter()))
+                    await asyncio.sleep(max(0.0, due[0][0] - time.perf_counter()))
             if left:
                 await finished.wait()
         return Run(tuple(shots), begun, seconds, time.process_time() - cpu, self._turn)
 
     # How a request gets onto a connection.
 
-    def _next(self, due: float) -> None:
+    def _next(self, due: float, kind: Kind | None = None) -> None:
         """Send the next request, or let it wait for a connection."""
-        shot = Shot(due, kind := self._kind())
+        kind = kind or self._kind()
+        shot = Shot(due, kind)
         bodies = self.damaged if kind == "damaged" else self.requests
         request = bodies[self._turn % len(bodies)]
         self._turn += 1
@@ -168,10 +194,9 @@ class Load:
     def _send(self, connection: Connection, shot: Shot, request: bytes) -> None:
         self._busy[shot] = connection
         if shot.kind == "leaver":
-            # Some leave in the middle of the body, some right after it.
-            cut = self._random.choice((len(request) // 2, len(request)))
+            cut = round(len(request) * self._random.choice(self.leave_at))
             connection.send(shot, request[:cut], last=True)
-            asyncio.get_running_loop().call_later(_LEAVE_S, connection.leave)
+            asyncio.get_running_loop().call_later(self.leave_s, connection.leave)
         else:
             connection.send(shot, request)
 

@@ -78,6 +78,37 @@ def test_damaged_pictures_and_leavers_reach_the_server_as_such(server: Running) 
     assert counted(server, "picture_damaged") - damaged == kinds["damaged"]
 
 
+def test_closed_loop_to_the_end_counts_every_answer(server: Running) -> None:
+    target = Target.of(server.url)
+    load = Load(target, [message(target, encoded(picture()))])
+    run = drive(partial(load.closed, clients=3, seconds=0.0, to_the_end=True))
+    assert run.statuses() == {200: 3}
+    assert run.requests == 3
+    assert run.seconds == max(shot.ended for shot in run.shots) - run.begun
+
+
+def test_volley_is_just_what_was_asked_for(server: Running) -> None:
+    target = Target.of(server.url)
+    data = encoded(picture(400, 600), "JPEG")
+    load = Load(
+        target,
+        [message(target, data)],
+        damaged=[message(target, data[: len(data) // 2])],
+        leave_s=0.0,
+        leave_at=(1.0,),
+    )
+    run = drive(
+        partial(
+            load.volley, [(0.1, "leaver"), (0.0, "picture"), (0.0, "damaged"), (0.0, "picture")]
+        )
+    )
+    assert run.statuses() == {200: 2}
+    assert [shot.status for shot in run.shots if shot.kind == "damaged"] == [422]
+    gone = next(shot for shot in run.shots if shot.kind == "leaver")
+    assert gone.due - run.begun == pytest.approx(0.1)
+    assert gone.status == 0
+
+
 def test_waiting_in_the_client_counts_from_the_moment_it_was_due() -> None:
     """One connection, and a server that keeps its first answer until five more are due."""
 
