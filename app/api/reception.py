@@ -30,8 +30,7 @@ def needs_key(path: str) -> bool:
 
 class Reception:
     """An ASGI layer around the application. `pictures` takes what is posted to its route, at once:
-    the layers and the router below would find the same endpoint, for a tenth of what a small
-    picture costs.
+    the layers and the router below would find the same endpoint, later.
     """
 
     def __init__(
