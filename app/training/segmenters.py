@@ -115,17 +115,19 @@ class EngineSegmenter:
             found = self.engine.infer(part, threshold, probability=self.probability or scaled)
             if not found.finite.all():
                 raise TrainingError(f"{spec.label} gave NaN or infinity for a picture")
-            plane = found.labels if kind == "labels" else found.bits
-            assert plane is not None
-            masks.place(tile, plane[0])
+            if not scaled:
+                plane = found.labels if kind == "labels" else found.bits
+                assert plane is not None
+                masks.place(tile, plane[0])
             if found.probability is not None:
                 soft.place(tile, found.probability[0])
-        mask = masks.crop(fitting, height=height, width=width)
         probability = soft.crop(fitting, height=height, width=width) if soft.missing == 0 else None
         if scaled:
             assert probability is not None
             limit = None if kind == "labels" else spec.threshold
             mask, probability = enlarged(probability, size, threshold=limit, keep=self.probability)
+        else:
+            mask = masks.crop(fitting, height=height, width=width)
         first = 1 if kind == "labels" else 0
         if kind == "labels":
             planes = mask == np.arange(first, spec.channels, dtype=np.uint8)[:, None, None]
