@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.problems import problem
 from app.api.reception import PROBES
-from app.api.visits import NOSNIFF, request_id_of
+from app.api.visits import CLIENT, NOSNIFF, request_id_of
 from app.errors import (
     HeadersTooLarge,
     HeadersTooSlow,
@@ -89,6 +89,19 @@ class Connection(HttpToolsProtocol):
         self._head_clock: asyncio.TimerHandle | None = None
         self._rest_clock: asyncio.TimerHandle | None = None
         self._send_clock: asyncio.TimerHandle | None = None
+        # See `app.api.visits.Client`.
+        self.gone = False
+        self._when_gone: Callable[[], None] | None = None
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        """Who wants to know that nobody will read the answer."""
+        self._when_gone = call
+
+    def _leave(self) -> None:
+        self.gone = True
+        call, self._when_gone = self._when_gone, None
+        if call is not None:
+            call()
 
     # The connection.
 
@@ -115,6 +128,7 @@ class Connection(HttpToolsProtocol):
             if clock is not None:
                 clock.cancel()
         super().connection_lost(exc)
+        self._leave()
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -153,6 +167,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"][CLIENT] = self
         self._in_head = self._head_begins = True
         self._head_bytes = self._head_received = self._head_count = 0
 
@@ -310,6 +325,7 @@ class Connection(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
+            self._leave()
         status, headers, body = problem(exc, request_id=request_id, instance=self._place())
         headers = [
             *self.server_state.default_headers,

@@ -56,13 +56,11 @@ def problem(
     )
     headers = [(b"content-type", MEDIA_TYPE.encode())]
     if isinstance(exc, KeyRequired):
+        # RFC 9110, section 11.6.1: a 401 says how to do better.
         headers.append(CHALLENGE)
     if isinstance(exc, Unavailable):
         # RFC 9110, section 10.2.3: whole seconds; zero would mean "at once".
         headers.append((b"retry-after", str(max(1, math.ceil(exc.retry_after_s))).encode()))
-    if isinstance(exc, KeyRequired):
-        # RFC 9110, section 11.6.1: a 401 says how to do better.
-        headers.append((b"www-authenticate", b"Bearer"))
     return status, headers, body
 
 

@@ -12,7 +12,7 @@ from app.api.journal import Journal
 from app.api.limits import read_body, timeout_s
 from app.api.options import Asks
 from app.api.problems import Header, problem
-from app.api.visits import Receive, Scope, Send, Tracing, Visit, visit_of
+from app.api.visits import CLIENT, Client, Receive, Scope, Send, Tracing, Visit, visit_of
 from app.errors import BadParameter, ClientGone, EmptyBody, PictureUnsupported, TernausError
 from app.serving.admission import Admission, Permit
 from app.serving.clock import Clock
@@ -110,7 +110,7 @@ class SegmentEndpoint:
             elif not data:
                 raise EmptyBody("the body is empty; send the bytes of a picture")
             timings.receive = self._clock.now() - arrived
-            return await self._segment(data, ask, deadline, permit, timings, receive)
+            return await self._segment(data, ask, deadline, permit, timings, scope, receive)
 
     async def _segment(
         self,
@@ -119,26 +119,28 @@ class SegmentEndpoint:
         deadline: float,
         permit: Permit,
         timings: Timings,
+        scope: Scope,
         receive: Receive,
     ) -> Answer:
         """Segment, and stop when the client leaves: Starlette would not notice by itself.
 
         The work is done in this very task, so that the permit is given back only when the work has
-        let go; the one that listens for the client cancels it.
+        let go; it is cancelled when the client leaves.
         """
         task = asyncio.current_task()
         assert task is not None
         left = False
 
-        def leave(listening: asyncio.Future[None]) -> None:
+        def leave() -> None:
             nonlocal left
-            if not listening.cancelled():
-                left = True
-                task.cancel()
+            left = True
+            task.cancel()
 
-        gone = asyncio.ensure_future(_disconnected(receive))
-        gone.add_done_callback(leave)
+        client: Client = scope.get("state", {}).get(CLIENT) or _Listener(receive)
+        client.when_gone(leave)
         try:
+            if client.gone:
+                leave()
             return await self._segmenter.segment(
                 data, ask, deadline=deadline, permit=permit, timings=timings
             )
@@ -147,8 +149,7 @@ class SegmentEndpoint:
                 raise ClientGone(f"the client left in the stage `{timings.stage}`") from None
             raise
         finally:
-            gone.remove_done_callback(leave)
-            gone.cancel()
+            client.when_gone(None)
 
     def _headers(self, answer: Answer, visit: Visit) -> list[Header]:
         timings = answer.timings
@@ -196,6 +197,23 @@ def _content_length(headers: dict[bytes, bytes]) -> int | None:
     return int(text)
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Listener:
+    """The client behind any server of ASGI: a task waits to be told that it left."""
+
+    gone = False
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._listening: asyncio.Task[None] | None = None
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
+        if call is not None:
+            self._listening = asyncio.ensure_future(self._listen(call))
+
+    async def _listen(self, call: Callable[[], None]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        call()

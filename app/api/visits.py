@@ -48,6 +48,25 @@ class Visit:
         return found
 
 
+class Client(Protocol):
+    """Whoever is at the other end of a connection; in a request's state as `CLIENT`, where ours."""
+
+    @property
+    def gone(self) -> bool:
+        """Nobody will read an answer."""
+        ...
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        """Have `call` called on the event loop as soon as the client leaves. One at a time; None:
+        nobody wants to know any more.
+        """
+        ...
+
+
+# ASGI tells that a client left only to a task that waits to be told. Our own connections know.
+CLIENT = "client"
+
+
 class Tracing(Protocol):
     """Tells somebody of requests, as spans."""
 

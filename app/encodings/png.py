@@ -43,5 +43,7 @@ register(
         extension="png",
         write=encode,
         read=decode,
+        # 512 x 512: 0.05 ms for blobs, 0.07 ms for noise, which nothing compresses.
+        brief_bytes=32_768,
     )
 )

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -45,6 +46,8 @@ _SOON_S = 0.001
 _LOOK = 20
 # Longest wait for front ends to show what was changed; one that hangs is not waited for.
 _SHOWN_S = 30.0
+# Longest wait, before this end says that it works, for front ends to know what with.
+_JOINED_S = 10.0
 # Of a sentence about a failure: a packet holds all of them.
 _WORDS = 400
 
@@ -80,6 +83,7 @@ class EngineEnd:
         self._told: list[dict[str, Any]] = []
         self._summary: dict[str, Any] = {}
         self._serial = 0
+        self._open = False
         self._seen = asyncio.Event()
         self._served: Served | None = None
         self._changing: set[asyncio.Task[None]] = set()
@@ -124,6 +128,10 @@ class EngineEnd:
             pulse.cancel()
             return 1
         self.announce()
+        # No front end may be ready before all are: a client would be sent from one to the other.
+        await self._until(lambda guest: guest.shown > 0, _JOINED_S)
+        self._open = True
+        self.publish()
         await self._tell_pace()
         code = await self._end
         pulse.cancel()
@@ -190,9 +198,10 @@ class EngineEnd:
         self._published = self.loop.time()
         figures = self.device.batcher.figures()
         figures["busy_seconds"] += self._busy_before
-        self.board.engine.put(
-            heartbeat=RealClock().now(), state=STATES.index(self.device.state), **figures
-        )
+        state = self.device.state
+        if not self._open and state in ("ok", "idle"):
+            state = "starting"
+        self.board.engine.put(heartbeat=RealClock().now(), state=STATES.index(state), **figures)
         # After the wait that counts them: what is between is counted twice, never not at all.
         for guest in self._guests:
             guest.numbers.put(taken=guest.taken)
@@ -264,13 +273,17 @@ class EngineEnd:
     async def _shown(self) -> None:
         """Wait until every front end that serves shows what is open, but for one that hangs."""
         serial = self._serial
+        await self._until(lambda guest: not guest.joined or guest.shown >= serial, _SHOWN_S)
+
+    async def _until(self, holds: Callable[[_Guest], bool], most_s: float) -> None:
+        """Wait until it holds for every front end."""
         try:
-            async with asyncio.timeout(_SHOWN_S):
-                while any(guest.joined and guest.shown < serial for guest in self._guests):
+            async with asyncio.timeout(most_s):
+                while not all(holds(guest) for guest in self._guests):
                     self._seen.clear()
                     await self._seen.wait()
         except TimeoutError:
-            log.warning("a front end does not show what was changed")
+            log.warning("a front end does not show what is open, after %g s", most_s)
 
     def change(self, guest: _Guest, message: dict[str, Any]) -> None:
         """A front end was asked for a change; it hears how that ended."""

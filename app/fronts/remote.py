@@ -293,6 +293,7 @@ class RemoteDevice:
         self.on_leaving: Leaving = nothing_kept
         self._opened = asyncio.Event()
         self._was_open = False
+        self._again = False
         self.remote = RemoteQueue(board, seat, clock=clock, slot_bytes=slot_bytes)
         self.queue: Queue = self.remote
         self.catalog = Catalog(resolve=_elsewhere, open_engine=_elsewhere, default=default_model)
@@ -314,6 +315,7 @@ class RemoteDevice:
     def _lost(self) -> None:
         log.warning("the engine process is gone")
         self._link = None
+        self._again = self._was_open
         left = self._known.values()
         self._coming, self._known, self._failures = {}, {}, {}
         self.catalog.show((), {})
@@ -414,9 +416,13 @@ class RemoteDevice:
     def state(self) -> State:
         if not self.catalog.ready:
             return "restarting" if self._was_open else "starting"
+        state = cast(State, self._board.engine.state)
+        if state == "starting":
+            # Another front end does not know the models yet.
+            return "restarting" if self._again else "starting"
         if self._clock.now() - self._board.engine.get("heartbeat") > self._stall_after:
             return "stalled"
-        return cast(State, self._board.engine.state)
+        return state
 
     def figures(self) -> dict[str, float]:
         numbers = self._board.engine

@@ -466,7 +466,9 @@ class Batcher:
 
     def _expire(self, item: Item) -> None:
         self._observer.dropped("queue", "deadline")
-        self._deliver(item, DeadlineExceeded("the deadline passed in the queue", stage="queue"))
+        self._deliver(
+            item, DeadlineExceeded("too little time was left when its turn came", stage="queue")
+        )
 
     def _fail(self, items: list[Item], exc: BaseException) -> None:
         if not isinstance(exc, TernausError):

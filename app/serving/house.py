@@ -13,7 +13,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from app.errors import Draining
@@ -26,6 +25,7 @@ from app.serving.clock import Clock, RealClock
 from app.serving.device import Device, LocalDevice
 from app.serving.layout import Tiling
 from app.serving.metrics import Metrics
+from app.serving.pool import HostPool
 from app.serving.rules import Rules
 from app.serving.segmenter import Segmenter
 
@@ -56,9 +56,7 @@ class House:
         self.started = time.time()
         self.device = device
         self.catalog = device.catalog
-        self.host = ThreadPoolExecutor(
-            rules.host_threads or len(os.sched_getaffinity(0)), thread_name_prefix="ternaus-host"
-        )
+        self.host = HostPool(rules.host_threads or len(os.sched_getaffinity(0)))
         self.admission = Admission(
             rules.bounds,
             clock=self.clock,
@@ -189,5 +187,5 @@ class House:
     async def close(self) -> None:
         """Finish what is inside, then give the device back."""
         self.refuse()
-        await asyncio.to_thread(self.host.shutdown)
+        await asyncio.to_thread(self.host.close)
         await self.device.close()

@@ -27,6 +27,9 @@ Outcome = Inference | BaseException
 # A device cannot be interrupted, so a launch is what everybody else waits for. A tile of more than
 # a megapixel keeps any device busy by itself: two in a launch would gain nothing but that wait.
 _ALONE = 1 << 20
+# How many times as many tiles a second a larger batch must give to leave those behind that have
+# time for a smaller one only.
+_BETTER = 1.25
 # A launch that takes longer than this (seconds) is not fixed while another runs: stacking it costs
 # little beside it, and who comes meanwhile may go first.
 _LONG_S = 0.05
@@ -144,11 +147,7 @@ class Lanes:
         item.order = next(self._order)
         item.tag = max(self._virtual, item.flow.finish)
         item.flow.finish = item.tag + item.lane.pixels / item.flow.weight
-        heapq.heappush(self._heaps.setdefault(item.lane, []), item)
-        self.waiting += 1
-        self.waiting_pixels += item.lane.pixels
-        self._flows += item.flow.waiting == 0
-        item.flow.waiting += 1
+        self._push(item.lane, item)
 
     def expect(self, lane: Lane, count: int) -> None:
         """`count` more (or, negative, fewer) tiles of this lane are known to be on their way."""
@@ -189,6 +188,9 @@ class Lanes:
         An idle device takes what is there at once, unless another tile of the lane is known to be
         on its way and the batch is not full: then it waits for it at most `max_hold_s`, counted
         from the first item, and never into a deadline. A lone request never waits.
+
+        A batch is as large as its deadlines allow. What could not be done in time even alone is not
+        begun: its answer would come to nobody, at the cost of those behind it.
         """
         taken = Taken()
         lane = self._next_lane(now, taken)
@@ -206,15 +208,52 @@ class Lanes:
                 taken.ask_again = hold_until
                 return taken
         coming = self._coming.get(lane, 0)
-        while heap and len(taken.batch) < largest:
+        items: list[Item] = []
+        while heap and len(items) < largest:
             item = self._pop(lane)
             if self._alive(item, now, taken):
-                taken.batch.append(item)
+                items.append(item)
+        taken.batch = self._in_time(lane, items, now, taken)
         if len(taken.batch) == largest:
             taken.trigger = "full"
+        elif len(taken.batch) < len(items):
+            taken.trigger = "deadline"
         else:
             taken.trigger = "hold" if coming else "idle"
         return taken
+
+    def _in_time(self, lane: Lane, items: list[Item], now: float, taken: Taken) -> list[Item]:
+        """Those of `items`, in their order, that go together and are done in time by what this lane
+        is known to cost. The others wait on, or have expired if there is no use in it.
+        """
+        if self.costs.fit(lane) is None:
+            return items
+
+        def done(count: int) -> float:
+            return now + self.predict_s(lane, count, now)
+
+        if all(item.flow.deadline >= done(len(items)) for item in items):
+            return items
+        able = [item for item in items if item.flow.deadline >= done(1)]
+        if not able and not self._heaps[lane]:
+            # A prediction that is never put to the test is never corrected.
+            able = [max(items, key=lambda item: item.flow.deadline)]
+            batch = able
+        else:
+            batch = _best(able, done, now)
+        taken.expired += [item for item in items if item not in able]
+        for item in able:
+            if item not in batch:
+                self._push(lane, item)
+        return batch
+
+    def _push(self, lane: Lane, item: Item) -> None:
+        """Count it, with the tag that it has."""
+        heapq.heappush(self._heaps.setdefault(lane, []), item)
+        self.waiting += 1
+        self.waiting_pixels += lane.pixels
+        self._flows += item.flow.waiting == 0
+        item.flow.waiting += 1
 
     def _hold(self, lane: Lane, heap: list[Item], largest: int) -> float:
         """Until when a batch that is not full is worth holding back."""
@@ -304,6 +343,26 @@ class Lanes:
         return self.costs.predict(
             lane, items=items, pixels=lane.pixels, largest=self.largest(lane, now)
         )
+
+
+def _best(able: list[Item], done: Callable[[int], float], now: float) -> list[Item]:
+    """The first few of `able` for whom there is time together, or all that have time for the whole
+    batch, if that gives many more a second. `done(n)`: the moment at which n tiles would be.
+    """
+    few = next(
+        (
+            able[:count]
+            for count in range(len(able), 0, -1)
+            if min(item.flow.deadline for item in able[:count]) >= done(count)
+        ),
+        [],
+    )
+    many = [item for item in able if item.flow.deadline >= done(len(able))]
+
+    def rate(batch: list[Item]) -> float:
+        return len(batch) / (done(len(batch)) - now) if batch else 0.0
+
+    return many if rate(many) > _BETTER * rate(few) else few
 
 
 def stack(items: list[Item]) -> tuple[Pixels, np.ndarray[tuple[int], np.dtype[np.float32]]]:

@@ -1,7 +1,8 @@
 """The journey of a picture: bytes in, the bytes of its mask out. Every way in meets it here.
 
 decode [host threads] -> fit and tiles -> the batcher's queue -> the device -> tiles put together ->
-the picture's own size -> encode [host threads]. Down once, up once; a deadline holds at every
+the picture's own size -> encode [host threads, unless that takes no longer than getting there].
+Down once, up once; a deadline holds at every
 stage, and when nobody waits any more the work is dropped wherever it is.
 """
 
@@ -9,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar, TypeVarTuple
 
 from app.encodings import base as encodings
 from app.encodings.base import Encoding
@@ -31,10 +30,8 @@ from app.serving.device import Queue
 from app.serving.lanes import Flow, Item, Lane, Outcome
 from app.serving.layout import Layout, Sheet, Tiling
 from app.serving.metrics import Metrics
+from app.serving.pool import HostPool
 from app.types import Inference, Mask, Picture
-
-Result = TypeVar("Result")
-Arguments = TypeVarTuple("Arguments")
 
 # The stages of a request whose seconds are told and counted, in their order.
 STAGES = ("receive", "decode", "queue", "infer", "encode")
@@ -121,7 +118,7 @@ class Segmenter:
     queue: Queue
     metrics: Metrics
     clock: Clock
-    host: Executor
+    host: HostPool
     limits: DecodeLimits
     tiling: Tiling
     tiles_in_flight: int
@@ -142,6 +139,10 @@ class Segmenter:
             left = None if deadline == float("inf") else max(0.0, deadline - self.clock.now())
             async with asyncio.timeout(left):
                 return await self._segment(data, ask, deadline, permit, timings)
+        except DeadlineExceeded:
+            if timings.tiles == 1:
+                permit.end()
+            raise
         except TimeoutError:
             self.metrics.late.labels(timings.stage).inc()
             if timings.tiles == 1:
@@ -179,14 +180,17 @@ class Segmenter:
         with self._expected(header, model):
             begun = timings.begun["decode"] = self.clock.now()
             timings.stage = "decode"
-            picture, layout = await self._in_host(self._open, data, header, ask, model)
+            picture, layout = await self.host.run(self._open, data, header, ask, model)
             timings.decode = self.clock.now() - begun
         self._refuse_if_late(layout, model, deadline)
         timings.stage = "queue"
         mask = await self._infer(layout, model, ask, encoding, deadline, permit, timings)
         timings.stage = "encode"
         begun = timings.begun["encode"] = self.clock.now()
-        body = await self._in_host(encoding.encode, mask)
+        if encoding.brief(mask):
+            body = encoding.encode(mask)
+        else:
+            body = await self.host.run(encoding.encode, mask)
         timings.encode = self.clock.now() - begun
         if timings.tiles == 1:
             permit.end()
@@ -284,7 +288,7 @@ class Segmenter:
         self._warm(Lane(model.engine, *layout.shape))
         shown = None if model.spec.task == "multiclass" else threshold
         return (
-            await self._in_host(sheet.mask, shown)
+            await self.host.run(sheet.mask, shown)
             if len(layout.tiles) > 1 or layout.scaled
             else sheet.mask(shown)
         )
@@ -324,6 +328,11 @@ class Segmenter:
                 if len(waiting) >= self.tiles_in_flight:
                     break
             permit.in_queue()
+            if len(layout.tiles) == 1:
+                # Most pictures: there is nothing to choose among.
+                future, tile = next(iter(waiting.items()))
+                sheet.place(tile, await future)
+                return sheet
             while waiting:
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for future in done:
@@ -345,9 +354,7 @@ class Segmenter:
         if heat < _HOT or (heat - _HOT) % _AGAIN:
             return
         for size in lane.engine.batch_sizes:
-            job = asyncio.get_running_loop().run_in_executor(
-                self.host, lane.engine.prepare, lane.height, lane.width, size
-            )
+            job = self.host.run(lane.engine.prepare, lane.height, lane.width, size)
             self._preparing[job] = lane.engine
             job.add_done_callback(self._preparing.pop)
 
@@ -366,12 +373,6 @@ class Segmenter:
         computed = len(layout.tiles) * layout.shape[0] * layout.shape[1]
         self.metrics.pixels.inc(picture.height * picture.width)
         self.metrics.padding.inc(computed - height * width)
-
-    async def _in_host(
-        self, work: Callable[[*Arguments], Result], *arguments: *Arguments
-    ) -> Result:
-        """Run on a host thread. Cancelling drops what has not begun."""
-        return await asyncio.get_running_loop().run_in_executor(self.host, work, *arguments)
 
 
 def _settle(

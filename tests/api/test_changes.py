@@ -60,7 +60,7 @@ def test_without_the_key_nobody_learns_anything(
 ) -> None:
     answer = server.client.post(f"/models/nobody/{what}?nonsense=1", headers=headers)
     assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["www-authenticate"] == 'Bearer realm="ternaus"'
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "key_required"
 

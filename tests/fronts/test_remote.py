@@ -75,7 +75,8 @@ class Bench:
             self._channel.say("front", other.fileno(), seat=seat)
         return one
 
-    async def front(self, *, slot_bytes: int = 2**20, seat: int = 0) -> House:
+    def joining(self, line: socket.socket, *, slot_bytes: int = 2**20, seat: int = 0) -> House:
+        """A front end at the other end of a line, not yet ready."""
         device = RemoteDevice(
             self.board,
             seat,
@@ -85,7 +86,11 @@ class Bench:
             slot_bytes=slot_bytes,
         )
         house = House(self.rules, device, metrics=Metrics(), doors=SharedDoors(self.board, seat, 2))
-        device.attach(self.line(seat))
+        device.attach(line)
+        return house
+
+    async def front(self, *, slot_bytes: int = 2**20, seat: int = 0) -> House:
+        house = self.joining(self.line(seat), slot_bytes=slot_bytes, seat=seat)
         async with asyncio.timeout(PATIENCE):
             await house.open(())
             while not house.ready:
@@ -126,6 +131,46 @@ async def settled(house: House) -> None:
     async with asyncio.timeout(PATIENCE):
         while remote(house).remote.arena.used:
             await asyncio.sleep(0)
+
+
+def test_no_front_end_is_ready_before_all_are(tmp_path: Path) -> None:
+    """A client that was told so by one would be turned away by the next."""
+
+    async def scenario() -> None:
+        async with bench(FakeEngine(sampled(tmp_path))) as one:
+            lines = [one.line(seat) for seat in range(2)]
+            first = one.joining(lines[0], seat=0)
+            async with asyncio.timeout(PATIENCE):
+                await first.open(())
+            # It knows the models, and keeps it to itself for as long as another does not.
+            for _ in range(100):
+                await asyncio.sleep(0)
+                assert (first.ready, first.state) == (False, "starting")
+            second = one.joining(lines[1], seat=1)
+            async with asyncio.timeout(PATIENCE):
+                while not first.ready:
+                    await asyncio.sleep(0)
+            assert second.ready
+            await first.close()
+            await second.close()
+
+    run(scenario())
+
+
+def test_front_end_that_left_keeps_no_other_waiting(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with bench(FakeEngine(sampled(tmp_path))) as one:
+            lost = one.line(1)
+            first = one.joining(one.line(0), seat=0)
+            async with asyncio.timeout(PATIENCE):
+                await first.open(())
+                assert not first.ready
+                lost.close()
+                while not first.ready:
+                    await asyncio.sleep(0)
+            await first.close()
+
+    run(scenario())
 
 
 def test_journey_at_a_distance_gives_the_same_masks(tmp_path: Path) -> None:
