@@ -2,8 +2,8 @@
 
 decode [host threads] -> fit and tiles -> the batcher's queue -> the device -> tiles put together ->
 the picture's own size -> encode [host threads, unless that takes no longer than getting there].
-Down once, up once; a deadline holds at every
-stage, and when nobody waits any more the work is dropped wherever it is.
+Down once, up once; a deadline holds at every stage, and when nobody waits any more the work is
+dropped wherever it is.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[HostPool | Library]:
 
 
 def test_gives_back_what_the_work_returns(pool: HostPool) -> None:
-    async def main() -> list[int]:
+    async def main() -> list[Any]:
         return await asyncio.gather(*(pool.run(pow, 2, n) for n in range(50)))
 
     assert asyncio.run(main()) == [2**n for n in range(50)]
