@@ -23,42 +23,25 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _MARK = "BENCHMARKED_SERVER"
 
 
-class ServerProcess:
-    """A server on a free port of loopback, on the processor cores `cores` (none: all).
+class LoggedProcess:
+    """A server process, its log as it grows, and its address (`url`) once it says so there.
 
-    `python` is another interpreter than this one. `url` is for a server that was told where to
-    listen and does not say so in its log. `environment` is added to ours.
+    `environment` is added to ours, less what would set a server of ours up.
     """
 
     def __init__(
-        self,
-        arguments: Sequence[str],
-        *,
-        cores: Sequence[int] = (),
-        python: str | Path = sys.executable,
-        url: str = "",
-        environment: Mapping[str, str] | None = None,
+        self, command: Sequence[str], environment: Mapping[str, str], *, url: str = ""
     ) -> None:
-        self._mark = uuid.uuid4().hex
         clean = {k: v for k, v in os.environ.items() if not k.startswith("TERNAUS_")}
-        pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
         self.log: list[str] = []
         self.url = url
         self._listening = threading.Event()
         if url:
             self._listening.set()
         self.popen = subprocess.Popen(
-            [*pinned, str(python), "-m", *arguments],
+            command,
             cwd=ROOT,
-            env={
-                **clean,
-                "PYTHONUNBUFFERED": "1",
-                "TERNAUS_HOST": "127.0.0.1",
-                "TERNAUS_PORT": "0",
-                "TERNAUS_DRAIN_GRACE_S": "0",
-                **(environment or {}),
-                _MARK: self._mark,
-            },
+            env={**clean, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -72,20 +55,60 @@ class ServerProcess:
             self.log.append(line)
             found = re.search(r"(?:listening|running) on (http://[\w.:]+)", line)
             if found and not self.url:
-                self.url = found[1]
+                self.url = found[1].replace("0.0.0.0", "127.0.0.1")
                 self._listening.set()
         self._listening.set()
 
-    def wait_ready(self, path: str = "/health/ready") -> None:
-        """Until it answers 200 there. Raises RuntimeError with its log where it never does."""
+    @property
+    def text(self) -> str:
+        """All that it said."""
+        return "".join(self.log)
+
+    def wait_ready(self, path: str = "/health/ready") -> float:
+        """Until it answers 200 there: how many seconds that took. Raises RuntimeError with its log
+        where it never does.
+        """
+        begun = time.monotonic()
         if not self._listening.wait(START_S) or not self.url:
-            raise RuntimeError("".join(self.log))
-        until = time.monotonic() + START_S
+            raise RuntimeError(self.text)
         with httpx.Client(base_url=self.url, trust_env=False) as client:
             while not _answers(client, path):
-                if self.popen.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError("".join(self.log))
+                if self.popen.poll() is not None or time.monotonic() - begun > START_S:
+                    raise RuntimeError(self.text)
                 time.sleep(0.02)
+        return time.monotonic() - begun
+
+    def close(self) -> None:
+        """After its end: read what is left of the log."""
+        self._reader.join(10)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+
+
+class ServerProcess(LoggedProcess):
+    """A server on a free port of loopback, on the processor cores `cores` (none: all).
+
+    `python` is another interpreter than this one. `url` is for a server that was told where to
+    listen and does not say so in its log.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        cores: Sequence[int] = (),
+        python: str | Path = sys.executable,
+        url: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._mark = uuid.uuid4().hex
+        pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
+        quiet = {"TERNAUS_HOST": "127.0.0.1", "TERNAUS_PORT": "0", "TERNAUS_DRAIN_GRACE_S": "0"}
+        super().__init__(
+            [*pinned, str(python), "-m", *arguments],
+            {**quiet, **(environment or {}), _MARK: self._mark},
+            url=url,
+        )
 
     def processes(self) -> list[int]:
         """Every process of it that lives, whoever its parent is by now."""
@@ -130,9 +153,7 @@ class ServerProcess:
             self.popen.poll()
             time.sleep(0.02)
         self.popen.wait(30)
-        self._reader.join(10)
-        assert self.popen.stdout is not None
-        self.popen.stdout.close()
+        self.close()
 
 
 class Elsewhere:

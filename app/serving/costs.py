@@ -1,8 +1,9 @@
 """What a batch costs, learnt from the last launches of its lane.
 
 Per lane the run time is taken as T(n) = a n + b, fitted by least squares to the last 50 launches. A
-lane that never ran is judged by its pixels and the rate of the others. The model orders, admits and
-computes Retry-After; it never cancels admitted work.
+lane that never ran is judged by its pixels and the rate of the others. The model orders, admits,
+computes Retry-After and keeps a device from what it could not finish in time; what runs is never
+cancelled by it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.journeys.process import ROOT
+from benchmarks.processes import ROOT
 from tests.journeys.test_serve import MODEL, agree, sample
 
 pytestmark = pytest.mark.journey

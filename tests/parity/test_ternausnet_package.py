@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ternausnet import models as ternausnet
 from torch import nn
 
@@ -67,3 +69,24 @@ def test_same_weights_give_the_same_logits_both_ways(
         exported = export_published(ours.state_dict(), family)
         theirs.load_state_dict(exported, strict=True)
         torch.testing.assert_close(theirs(picture), expected, rtol=0, atol=1e-6)
+
+
+def test_pyramid_is_the_mean_of_two_scales() -> None:
+    """Their net twice, and Pillow for both changes of size."""
+    theirs = ternausnet.UNet11().eval()
+    _, tensors = canonical(theirs.state_dict())
+    ours = get("ternausnet11-pyramid").build(classes=1, upsampling="transposed-3x3")
+    ours.load_state_dict(tensors)
+    picture = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(1))
+    small = torch.stack([resized(plane, (96, 64), Image.Resampling.BOX) for plane in picture[0]])
+    with torch.inference_mode():
+        fine, coarse = theirs(picture)[0, 0], theirs(small[None])[0, 0]
+        large = resized(coarse, (192, 128), Image.Resampling.BILINEAR)
+        found = ours(picture)[0, 0]
+    assert float((fine - large).abs().mean()) > 10 * 1e-5
+    torch.testing.assert_close(found, (fine + large) / 2, rtol=0, atol=1e-5)
+
+
+def resized(plane: torch.Tensor, size: tuple[int, int], how: Image.Resampling) -> torch.Tensor:
+    """(H, W) float32 -> `size` (width, height)."""
+    return torch.from_numpy(np.array(Image.fromarray(plane.numpy()).resize(size, how)))
