@@ -13,18 +13,19 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from app.errors import TrainingError
-from app.training.evaluate import truth_of
+from app.training.evaluate import THRESHOLDS, truth_of
 from app.training.journal import Journal
 from app.training.losses import Objective
 from app.training.material import Material
@@ -33,7 +34,7 @@ from app.training.plan import Plan
 from app.training.ranks import Ranks, Share
 from app.training.schedule import factor
 from app.training.scores import Counts, count, mean
-from app.training.segmenters import EngineSegmenter
+from app.training.segmenters import Answer, EngineSegmenter
 
 LAST, BEST, LOG, DESCRIPTION = "last.pt", "best.safetensors", "log.jsonl", "run.json"
 
@@ -202,16 +203,24 @@ class Run:
         self.losses = []
 
     def _score(self) -> None:
-        """IoU and Dice of the average at 0.5; each rank takes its part of the pictures."""
+        """IoU and Dice of the average, each rank taking its part of the pictures.
+
+        At the threshold that gives the best IoU over all pixels, for that is what is published:
+        where the classes are mixed otherwise than in training, 0.5 says little.
+        """
         totals = self._counts().sum(dim=0).tolist()
         if not self.ranks.first:
             return
-        classes = [Counts(*(int(value) for value in row)) for row in totals]
+        found = [[Counts(*(int(value) for value in row)) for row in rows] for rows in totals]
+        at = max(range(len(found)), key=lambda i: mean(c.iou for c in found[i]) or 0.0)
+        classes = found[at]
         iou, dice = mean(c.iou for c in classes), mean(c.dice for c in classes)
-        of_class = {}
+        of_class: dict[str, float | None] = {}
+        if self.material.task != "multiclass":
+            of_class["threshold"] = THRESHOLDS[at]
         if len(classes) > 1:
             listed = self.material.classes[-len(classes) :]
-            of_class = {
+            of_class |= {
                 f"iou {label.name}": c.iou for label, c in zip(listed, classes, strict=True)
             }
         self.journal.note(self.step, iou=iou, dice=dice, **of_class)
@@ -223,24 +232,28 @@ class Run:
             os.replace(partial, self.out / BEST)
 
     def _counts(self) -> torch.Tensor:
-        """(pictures, classes, 3) int64: true positives, false positives, false negatives."""
+        """(pictures, thresholds, classes, 3) int64: true positives, false positives, false
+        negatives. Exclusive classes have no threshold: one line.
+        """
         material, ranks = self.material, self.ranks
         specs = [label.spec for label in material.classes]
         engine = NetEngine(
             self.average, spec_of(self.plan, material.task, specs), half=self.plan.half
         )
-        segmenter = EngineSegmenter(engine, probability=False)
-        listed = len(segmenter.model.listed)
-        found = torch.zeros(len(material.validation), listed, 3, dtype=torch.int64)
+        exclusive = material.task == "multiclass"
+        segmenter = EngineSegmenter(engine, probability=not exclusive)
+        listed, lines = len(segmenter.model.listed), 1 if exclusive else len(THRESHOLDS)
+        found = torch.zeros(len(material.validation), lines, listed, 3, dtype=torch.int64)
         for index in range(ranks.rank, len(material.validation), ranks.count):
             scene = material.validation[index].read()
             answer = segmenter.segment(scene.pixels)
             truths, valids = truth_of(scene.labels, material.task, len(specs))
-            for place, parts in enumerate(zip(answer.planes, truths, valids, strict=True)):
-                c = count(*parts)
-                found[index, place] = torch.tensor(
-                    [c.true_positive, c.false_positive, c.false_negative]
-                )
+            for line, planes in enumerate(_planes(answer, exclusive=exclusive)):
+                for place, parts in enumerate(zip(planes, truths, valids, strict=True)):
+                    c = count(*parts)
+                    found[index, line, place] = torch.tensor(
+                        [c.true_positive, c.false_positive, c.false_negative]
+                    )
         return ranks.together(found.to(ranks.device)).cpu()
 
     # Keeping.
@@ -297,6 +310,16 @@ class Run:
             partial,
         )
         os.replace(partial, self.last)
+
+
+def _planes(answer: Answer, *, exclusive: bool) -> Iterator[NDArray[np.bool_]]:
+    """(C, H, W) bool at each threshold; of exclusive classes the one answer that there is."""
+    if exclusive:
+        yield answer.planes
+        return
+    assert answer.probability is not None
+    for threshold in THRESHOLDS:
+        yield answer.probability > threshold * 255
 
 
 def require_place(plan: Plan, *, resume: bool) -> None:
