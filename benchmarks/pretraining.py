@@ -6,7 +6,7 @@ trains, with the same crops and the same number of steps, TernausNet-11 from scr
 as the paper does), TernausNet-11 with a pre-trained encoder and TernausNet-16 with one, each with
 several seeds, on every town below DATA but the one that is scored on. A run that was killed goes on
 where it was; finished ones are not repeated. Writes curves (IoU over all pixels at threshold 0.5,
-by minutes of learning, scoring left out) as JSON and PNG, and prints a table.
+which nothing was chosen for, by steps) as JSON and PNG, and prints a table.
 """
 
 from __future__ import annotations
@@ -74,30 +74,27 @@ def main() -> None:
             out = asked.out / f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
             plan = replace(base, out=str(out), seed=seed, **fields)
             train(plan, resume=out.exists())
-            curves.setdefault(name, []).append(curve(out / LOG, plan))
+            curves.setdefault(name, []).append(curve(out / LOG))
             report(asked, curves)
 
 
-def curve(log: Path, plan: Plan) -> list[tuple[float, float]]:
-    """(minutes of learning, IoU) at each score of a run."""
-    minutes, found = 0.0, []
-    for row in rows_of(log):
-        if "pictures_per_second" in row:
-            minutes += plan.report * plan.batch / row["pictures_per_second"] / 60
-        if "iou" in row:
-            found.append((round(minutes, 2), round(row["iou"] or 0.0, 4)))
-    return found
+def curve(log: Path) -> list[tuple[float, float]]:
+    """(step, IoU) at each score of a run."""
+    return [
+        (row["step"], round(row.get("plain_iou", row["iou"]) or 0.0, 4))
+        for row in rows_of(log)
+        if "iou" in row
+    ]
 
 
 def report(asked: argparse.Namespace, curves: dict[str, list[list[tuple[float, float]]]]) -> None:
     """Print and write what is known so far."""
-    print(f"| {'net':<28} | seeds | best IoU | last IoU | minutes |")
-    print(f"| {'-' * 28} | ----- | -------- | -------- | ------- |")
+    print(f"| {'net':<28} | seeds | best IoU | last IoU |")
+    print(f"| {'-' * 28} | ----- | -------- | -------- |")
     for name, runs in curves.items():
         best = " ".join(f"{max(iou for _, iou in run):.3f}" for run in runs)
         last = " ".join(f"{run[-1][1]:.3f}" for run in runs)
-        minutes = " ".join(f"{run[-1][0]:.0f}" for run in runs)
-        print(f"| {name:<28} | {len(runs)} | {best} | {last} | {minutes} |", flush=True)
+        print(f"| {name:<28} | {len(runs)} | {best} | {last} |", flush=True)
     if asked.json:
         said = {
             "machine": platform.processor() or platform.machine(),
@@ -111,7 +108,7 @@ def report(asked: argparse.Namespace, curves: dict[str, list[list[tuple[float, f
         }
         asked.json.write_text(json.dumps(said, indent=1) + "\n")
     if asked.plot:
-        draw_lines(curves, asked.plot, across="minutes of learning", up=f"IoU on {HELD_BACK}")
+        draw_lines(curves, asked.plot, across="steps", up=f"IoU on {HELD_BACK}")
 
 
 if __name__ == "__main__":

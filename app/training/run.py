@@ -206,7 +206,8 @@ class Run:
         """IoU and Dice of the average, each rank taking its part of the pictures.
 
         At the threshold that gives the best IoU over all pixels, for that is what is published:
-        where the classes are mixed otherwise than in training, 0.5 says little.
+        where the classes are mixed otherwise than in training, 0.5 says little. `plain_iou` is that
+        at 0.5.
         """
         totals = self._counts().sum(dim=0).tolist()
         if not self.ranks.first:
@@ -218,6 +219,8 @@ class Run:
         of_class: dict[str, float | None] = {}
         if self.material.task != "multiclass":
             of_class["threshold"] = THRESHOLDS[at]
+            # For comparisons that nothing was chosen for.
+            of_class["plain_iou"] = mean(c.iou for c in found[THRESHOLDS.index(0.5)])
         if len(classes) > 1:
             listed = self.material.classes[-len(classes) :]
             of_class |= {
