@@ -127,7 +127,7 @@ def test_every_contender_has_its_program() -> None:
 @pytest.mark.journey
 def test_plain_fastapi_gives_our_masks(tmp_path: Path) -> None:
     contender = next(c for c in CONTENDERS if c.name == "fastapi")
-    model, pictures = newest(), views(96)
+    model, pictures = newest(), views(128)
     spec = ModelStore(str(ROOT / "model_store"), cache=tmp_path).resolve("buildings")
     engine = TorchEngine(spec, precision="float32")
     truth = []
