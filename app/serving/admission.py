@@ -41,6 +41,7 @@ class Permit:
         self._released = False
         self._coming = True
         self._begun = self._predicted = 0.0
+        self._guessed = True
         self.add_bytes(received)
 
     def add_bytes(self, count: int) -> None:
@@ -98,12 +99,17 @@ class Permit:
     def begin(self) -> None:
         """The body is there: from now on the time is ours."""
         self._begun, self._predicted = self._door.now(), self._door.wait_s()
+        self._guessed = not self._door.taught
 
     def end(self) -> None:
         """The picture is done, or its time has run out: how long it took against the prediction.
 
-        For pictures of one tile; how long others take depends on what the door cannot know.
+        For pictures of one tile; how long others take depends on what the door cannot know. What
+        was predicted before any picture had been done does not count either: a burst on a fresh
+        server was told to wait for nothing, and would shut the door on the next.
         """
+        if self._guessed:
+            return
         self._door.look_back(self._door.now() - self._begun - self._predicted)
 
     def release_device(self, device_s: float) -> None:
@@ -160,6 +166,7 @@ class Admission:
         self._ready = ready
         self._refused = refused
         self._mean_s = 0.0
+        self.taught = False
         # The same errors twice: in the order in which they came, with their moments, and by size.
         self._errors: deque[tuple[float, float]] = deque()
         self._ordered: list[float] = []
@@ -184,6 +191,7 @@ class Admission:
 
     def learn(self, device_s: float) -> None:
         """A request took `device_s` of the device: the guess for those still on their way."""
+        self.taught = True
         self._mean_s = device_s if self._mean_s == 0.0 else 0.9 * self._mean_s + 0.1 * device_s
 
     def look_back(self, error_s: float) -> None:

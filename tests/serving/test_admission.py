@@ -166,7 +166,8 @@ def test_emptied_waits_for_the_last_one() -> None:
 
 
 def answered(door: Door, *, after_s: float) -> None:
-    """A request whose body was there at once and whose answer took so long."""
+    """A request whose body was there at once and whose answer took so long, not the first."""
+    door.admission.learn(0.0)
     with door.admit(seconds=60) as permit:
         permit.begin()
         door.clock.advance(after_s)
@@ -185,6 +186,7 @@ def test_predictions_that_fell_short_are_added_to_the_next() -> None:
 
 def test_prediction_counts_what_was_inside_when_the_body_had_come() -> None:
     door = Door()
+    door.admission.learn(0.0)
     door.backlog = 5.0
     with door.admit(seconds=60) as permit:
         door.clock.advance(100.0)  # a slow body is no fault of the prediction
@@ -192,6 +194,23 @@ def test_prediction_counts_what_was_inside_when_the_body_had_come() -> None:
         door.clock.advance(5.5)
         permit.end()
     assert door.admission.slip_s() == pytest.approx(0.5)
+
+
+def test_burst_on_a_fresh_server_does_not_shut_the_door() -> None:
+    """Nobody could say how long they would wait; one comes in while the first is computed."""
+    door = Door()
+    with door.admit(seconds=60) as first, door.admit(seconds=60) as second:
+        first.begin()
+        second.begin()
+        door.clock.advance(8.0)
+        first.release_device(8.0)
+        first.end()
+        with door.admit(seconds=60) as third:
+            third.begin()
+        door.clock.advance(8.0)
+        second.release_device(8.0)
+        second.end()
+    assert door.admission.slip_s() == 0.0
 
 
 def test_one_bad_moment_does_not_keep_the_door_shut() -> None:
