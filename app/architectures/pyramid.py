@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from app.architectures.base import Architecture, register
 from app.architectures.blocks import UPSAMPLINGS
-from app.architectures.ternausnet import FILTERS, TernausNet
+from app.architectures.ternausnet import ELEVEN, TernausNet
 from app.types import Halo
 
 
@@ -36,7 +36,7 @@ class PyramidTernausNet(TernausNet):
 
 
 def _make(**parameters: Any) -> nn.Module:
-    return PyramidTernausNet(layout="A", dec4=FILTERS * 4, align_corners=False, **parameters)
+    return PyramidTernausNet(**ELEVEN, align_corners=False, **parameters)
 
 
 # Twice what the net needs at half the size, and a pixel of that size for the interpolation; rounded

@@ -61,8 +61,12 @@ class TernausNet(nn.Module):
         return logits
 
 
+# What makes a TernausNet an 11.
+ELEVEN: Mapping[str, Any] = {"layout": "A", "dec4": FILTERS * 4}
+
+
 def _ternausnet11(**parameters: Any) -> nn.Module:
-    return TernausNet(layout="A", dec4=FILTERS * 4, **parameters)
+    return TernausNet(**ELEVEN, **parameters)
 
 
 def _ternausnet16(**parameters: Any) -> nn.Module:

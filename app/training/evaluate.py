@@ -167,8 +167,8 @@ def evaluate(
         pictures.append(picture)
         for t, totals in swept.items():
             if answer.probability is not None:
-                for i, (truth, valid) in enumerate(zip(truths, valids, strict=True)):
-                    totals[i] += count(answer.probability[i] > t * 255, truth, valid)
+                for i, parts in enumerate(zip(answer.above(t), truths, valids, strict=True)):
+                    totals[i] += count(*parts)
         seen(example, picture, scene.labels, answer)
     if not pictures:
         raise TrainingError("there is no picture to score")

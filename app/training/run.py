@@ -320,9 +320,8 @@ def _planes(answer: Answer, *, exclusive: bool) -> Iterator[NDArray[np.bool_]]:
     if exclusive:
         yield answer.planes
         return
-    assert answer.probability is not None
     for threshold in THRESHOLDS:
-        yield answer.probability > threshold * 255
+        yield answer.above(threshold)
 
 
 def require_place(plan: Plan, *, resume: bool) -> None:

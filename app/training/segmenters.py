@@ -40,6 +40,11 @@ class Answer:
     planes: NDArray[np.bool_]
     probability: NDArray[np.uint8] | None
 
+    def above(self, threshold: float) -> NDArray[np.bool_]:
+        """(C, H, W) bool at another threshold, of an answer that has probabilities."""
+        assert self.probability is not None
+        return self.probability > threshold * 255
+
 
 @dataclass(frozen=True, slots=True)
 class Answering:
