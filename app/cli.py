@@ -414,6 +414,12 @@ def train(
         str | None,
         typer.Option(help="LOW:HIGH, pixels of a crop for one of the picture. Default: by level."),
     ] = None,
+    style_mix: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="How often crops lend each other their style (MixStyle)."
+        ),
+    ] = 0.0,
     rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 3e-4,
     encoder_rate: Annotated[
         float, typer.Option(min=0.0, help="Of the encoder, times `--rate`.")
@@ -478,6 +484,7 @@ def train(
         transposed=transposed,
         freeze=freeze,
         loss=loss or (),
+        style_mix=style_mix,
         class_weights=class_weight or (),
         steps=steps,
         batch=batch,

@@ -29,7 +29,8 @@ class Plan:
     optimiser steps of `accumulate` batches of `batch` crops. The encoder learns at `encoder_rate`
     times `rate`, and not at all for the first `freeze` steps. `average` is the longest memory of
     the moving average of the weights. Larger pictures are scaled down to `longest_side`, in
-    training and ever after. `memory`: bytes of pictures kept decoded.
+    training and ever after. `style_mix`: how often crops lend each other their style. `memory`:
+    bytes of pictures kept decoded.
     """
 
     data: Mapping[str, float]
@@ -59,6 +60,7 @@ class Plan:
     loss: Mapping[str, float] = field(default_factory=lambda: dict(PAPER))
     class_weights: tuple[float, ...] = ()
     crop: CropPlan = field(default_factory=CropPlan)
+    style_mix: float = 0.0
     half: bool = True
     seed: int = 1
     report: int = 10
@@ -86,6 +88,8 @@ class Plan:
                 f"a crop of {self.crop.size} is not a multiple of {architecture.stride}, "
                 f"the stride of `{self.architecture}`"
             )
+        if not 0 <= self.style_mix <= 1:
+            raise TrainingError(f"a share of mixed styles is from 0 to 1, not {self.style_mix:g}")
         if any(share <= 0 for share in self.data.values()):
             raise TrainingError("a share of the data is above 0")
         if not 0 < self.held_back < 1:

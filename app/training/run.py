@@ -35,6 +35,7 @@ from app.training.ranks import Ranks, Share
 from app.training.schedule import factor
 from app.training.scores import Counts, count, mean
 from app.training.segmenters import Answer, EngineSegmenter
+from app.training.styles import StyleMixing
 
 LAST, BEST, LOG, DESCRIPTION = "last.pt", "best.safetensors", "log.jsonl", "run.json"
 
@@ -65,6 +66,7 @@ class Run:
         net, self.start = build(plan, len(material.classes))
         self.net = net.to(ranks.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.net).eval()
+        self.styles = StyleMixing(self.net, plan.style_mix, plan.seed)
         self.objective = Objective(plan.loss, material.task, plan.class_weights)
         self.optimiser = self._optimiser()
         self.step, self.best = 0, -1.0
@@ -159,14 +161,15 @@ class Run:
             self.net.get_submodule("encoder").eval()
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
-        for pixels, labels in batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=plan.half):
-                logits = self.trained(normalise(pixels.to(device, non_blocking=True)))
-            loss = self.objective(
-                logits, labels.to(device, non_blocking=True), together=self.ranks.together
-            )
-            (loss / plan.accumulate).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) / plan.accumulate
+        with self.styles.step(self.step, self.ranks.rank):
+            for pixels, labels in batches:
+                with torch.autocast(device.type, torch.bfloat16, enabled=plan.half):
+                    logits = self.trained(normalise(pixels.to(device, non_blocking=True)))
+                loss = self.objective(
+                    logits, labels.to(device, non_blocking=True), together=self.ranks.together
+                )
+                (loss / plan.accumulate).backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach()) / plan.accumulate
         if not math.isfinite(total):
             raise TrainingError(
                 f"the loss at step {self.step} is {total}; lower `--rate`, or look at the data"
