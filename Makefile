@@ -14,7 +14,7 @@ serve: $(SERVE) ## set up if needed, and serve the models of model_store/ on por
 	$(VENV)/bin/ternaus serve
 
 test: $(TEST) ## set up if needed, and run the tests
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) scripts/test.py
 
 fleet: $(TEST) ## a fleet behind a real balancer, and the CPU image; installs Debian packages
 	docker/fleet $(PYTHON)

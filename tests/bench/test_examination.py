@@ -55,7 +55,7 @@ def test_bench_says_what_a_server_can_do(tmp_path: Path) -> None:
         (["http://127.0.0.1:1"], "nobody answers"),
         (["nonsense"], "is not an address"),
         (["http://127.0.0.1:1", "--header", "no colon"], "a header is"),
-        (["http://127.0.0.1:1", "--pictures", "docs"], "there is no picture in `docs`"),
+        (["http://127.0.0.1:1", "--pictures", "app"], "there is no picture in `app`"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(arguments: list[str], words: str) -> None:

@@ -146,8 +146,12 @@ def test_two_processes_learn_what_one_learns(
     assert losses(folder) == pytest.approx(losses(whole), rel=2e-3)
     one, two = (load_file(f / "best.safetensors") for f in (whole, folder))
     assert list(one) == list(two)
-    worst = max(float((one[k] - two[k]).abs().max()) for k in one)
-    assert worst < 2e-3
+    # Where a gradient is nothing but rounding, Adam's step has its sign and full length: one weight
+    # in thousands may differ by as much as it moved, so all of them together are looked at.
+    first = build(tiny(whole.parent), 1)[0].state_dict()
+    apart = torch.cat([(one[k] - two[k]).flatten() for k in one])
+    moved = torch.cat([(one[k] - first[k]).flatten() for k in one])
+    assert apart.norm() < 0.1 * moved.norm()
     rows = rows_of(folder / "log.jsonl")
     assert [r["step"] for r in rows if "iou" in r] == [4, 8]
 

@@ -1,0 +1,88 @@
+"""All tests, each wing of `tests/` in a process of its own, as many at a time as there are cores.
+
+    python scripts/test.py [OPTION OF PYTEST ...]
+
+A wing that breaks its process (torch, OpenVINO, ONNX Runtime and Ray all bring native code) is told
+by name with the test that it broke in, and hides no other. The longest begin first. Exits 1 if
+anything failed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# By how long they take; whatever else there is makes one more wing.
+LONGEST = ("journeys", "training", "engine", "cluster", "fronts")
+# No wing takes a tenth of this.
+WALL_S = 3600
+
+
+def wings() -> list[list[str]]:
+    """Paths for pytest, every test in just one of them."""
+    alone = [[f"tests/{name}"] for name in LONGEST]
+    there = sorted(
+        p for p in (ROOT / "tests").iterdir() if p.name.startswith("test_") or p.is_dir()
+    )
+    rest = [f"tests/{p.name}" for p in there if p.name not in LONGEST and has_tests(p)]
+    return [*alone, rest]
+
+
+def has_tests(path: Path) -> bool:
+    """Whether it is a test file, or a folder with one."""
+    return path.is_file() or any(path.glob("test_*.py"))
+
+
+def run(paths: list[str], options: list[str]) -> bool:
+    """Run a wing and print how it went; whether all is well."""
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as told:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-v", *options, *paths],
+            cwd=ROOT,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(WALL_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        told.seek(0)
+        lines = told.read().splitlines()
+    name = paths[0] if len(paths) == 1 else f"{len(paths)} others"
+    print(f"-- {name}: {time.monotonic() - begun:.0f} s", flush=True)
+    print("\n".join(shown(lines, code)), flush=True)
+    return code == 0
+
+
+def shown(lines: list[str], code: int) -> list[str]:
+    """Of a wing that is well its last line; of a broken one where it broke; else all failures."""
+    if code == 0:
+        return lines[-1:]
+    if code < 0:
+        return [*lines[-40:], f"-- broke: {signal.Signals(-code).name} ({code})"]
+    begin = next(
+        (i for i, line in enumerate(lines) if " FAILURES " in line or " ERRORS " in line), 0
+    )
+    return lines[begin:]
+
+
+def main() -> int:
+    """0 if every wing is well."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores or 1) as pool:
+        well = list(pool.map(lambda paths: run(paths, sys.argv[1:]), wings()))
+    return 0 if all(well) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
