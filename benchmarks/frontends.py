@@ -35,6 +35,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from app.encodings import base as encodings
+from app.engine.base import FromHost
 from app.fronts.parts import Opening
 from app.settings import Settings
 from app.types import ClassSpec, Halo, Inference, Mask, ModelSpec, Pixels
@@ -43,7 +44,7 @@ STRIDE = 32
 CONNECTIONS = 32
 
 
-class SleepingEngine:
+class SleepingEngine(FromHost):
     """Takes `launch_s` for a batch and `pixel_s` for each pixel, asleep; says the left half."""
 
     batch_sizes = (1, 2, 4, 8, 16, 32)

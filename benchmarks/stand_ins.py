@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.encodings import base as encodings
-from app.engine.base import check_batch
+from app.engine.base import FromHost, check_batch
 from app.types import ClassSpec, Halo, Inference, Mask, ModelSpec, Pixels
 
 STRIDE = 32
@@ -70,7 +70,7 @@ def nothing_spec(folder: Path) -> ModelSpec:
     return spec
 
 
-class NullEngine:
+class NullEngine(FromHost):
     """Answers any batch at once. See `app.engine.base` for the contract."""
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.base import FromHost
 from app.errors import InferenceFailed
 from app.types import ClassSpec, Halo, Inference, ModelSpec, Pixels
 
@@ -66,7 +67,7 @@ def model_spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**{**values, **changes})
 
 
-class FakeEngine:
+class FakeEngine(FromHost):
     """Says of every pixel whether its red value, out of 255, is above the threshold.
 
     Local and exact, so every way of tiling and batching must give the same mask. `before` is called

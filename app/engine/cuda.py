@@ -1,8 +1,9 @@
 """The CUDA engine: torch in channels_last, pinned copies, a CUDA graph per prepared batch shape.
 
 uint8 pixels go up and packed bits come down; everything between happens on the device, on a stream
-of this engine's own. A shape that was not prepared runs eagerly, and so does a batch whose
-probabilities are asked for.
+of this engine's own. A batch goes up while the one before it is computed: it is staged in pinned
+memory by the batcher's other thread, and copied by another stream. A shape that was not prepared
+runs eagerly, and so does a batch whose probabilities are asked for.
 
 Sources: https://docs.pytorch.org/docs/stable/notes/cuda.html, sections "CUDA Graphs" (capture on a
 side stream after warm-up, shared pools) and "Use pinned memory buffers".
@@ -11,7 +12,9 @@ side stream after warm-up, shared pools) and "Use pinned memory buffers".
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.engine.base import Precision, check_batch
+from app.engine.base import Precision, check_batch, stacked
 from app.engine.core import Core
 from app.engine.recent import Recent
 from app.engine.torch_engine import Launched, TorchEngine
@@ -30,6 +33,9 @@ from app.types import ModelSpec, Pixels
 GRAPHS = 32
 # Eager runs before a capture: the first chooses cuDNN's algorithms, the rest settle the allocator.
 WARM_RUNS = 3
+# Batches that are on their way up: one behind the one that is computed, and one that may turn out
+# not to be wanted.
+COMING = 2
 Key = tuple[int, int, int]
 
 
@@ -42,10 +48,18 @@ class Captured:
     thresholds: torch.Tensor
     mask: torch.Tensor
     total: torch.Tensor
-    host_pixels: torch.Tensor
     host_thresholds: torch.Tensor
     host_mask: torch.Tensor
     host_total: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A staged batch: its memory on the host, and the copy of it that is being made above."""
+
+    pixels: weakref.ref[Pixels]
+    above: torch.Tensor
+    there: torch.cuda.Event
 
 
 class CudaEngine(TorchEngine):
@@ -63,6 +77,7 @@ class CudaEngine(TorchEngine):
         try:
             super().__init__(spec, precision=precision, device=device, batch_sizes=batch_sizes)
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._upwards = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             # Blocking: the thread sleeps instead of spinning, and leaves its core to the decoders.
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
@@ -71,6 +86,29 @@ class CudaEngine(TorchEngine):
         except RuntimeError as exc:
             raise EngineError(f"{spec.label} cannot be placed on {device}: {exc}") from exc
         self._graphs: Recent[Key, Captured] = Recent(GRAPHS)
+        # By the identity of the staged array; its own lock, so that staging never waits for the
+        # batch that is being computed.
+        self._coming: Recent[int, Coming] = Recent(COMING)
+        self._coming_lock = threading.Lock()
+
+    def stage(self, tiles: Sequence[Pixels]) -> Pixels:
+        """In pinned memory, and on its way up. A device that has no room for it, or is lost, is
+        left to `infer` to tell of.
+        """
+        try:
+            host = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
+            pixels: Pixels = host.numpy()
+            for row, tile in zip(pixels, tiles, strict=True):
+                row[:] = tile
+            with torch.cuda.device(self.device), torch.cuda.stream(self._upwards):
+                above = host.to(self.device, non_blocking=True)
+                there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                there.record(self._upwards)
+        except RuntimeError:
+            return stacked(tiles)
+        with self._coming_lock:
+            self._coming.put(id(pixels), Coming(weakref.ref(pixels), above, there))
+        return pixels
 
     def prepare(self, height: int, width: int, batch: int) -> None:
         """Choose cuDNN's algorithms for the shape and capture a graph; `infer` waits meanwhile."""
@@ -94,6 +132,7 @@ class CudaEngine(TorchEngine):
         super().close()
         with self._lock:
             self._graphs.clear()
+            self._forget_coming()
             if self._lost is None:
                 torch.cuda.empty_cache()
 
@@ -105,10 +144,34 @@ class CudaEngine(TorchEngine):
         probability: bool,
     ) -> Launched:
         with torch.cuda.device(self.device):
+            coming = self._come(pixels)
             captured = None if probability else self._captured(pixels)
             if captured is not None:
-                return self._replay(captured, pixels, thresholds)
-            return self._eager(core, pixels, thresholds, probability)
+                return self._replay(captured, pixels, coming, thresholds)
+            return self._eager(core, pixels, coming, thresholds, probability)
+
+    def _come(self, pixels: Pixels) -> Coming | None:
+        """The copy of this very batch that is above already, or on its way."""
+        with self._coming_lock:
+            found = self._coming.get(id(pixels))
+            if found is None or found.pixels() is not pixels:
+                return None
+            self._coming.drop(lambda key: key == id(pixels))
+            return found
+
+    def _above(self, pixels: Pixels, coming: Coming | None) -> torch.Tensor:
+        """The batch on the device, for what this engine's stream does next."""
+        if coming is not None:
+            self._stream.wait_event(coming.there)
+            return coming.above
+        # torch keeps pinned memory from others until the copies out of it are done.
+        staged = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+        staged.numpy()[:] = pixels
+        return staged.to(self.device, non_blocking=True)
+
+    def _forget_coming(self) -> None:
+        with self._coming_lock:
+            self._coming.clear()
 
     def _captured(self, pixels: Pixels) -> Captured | None:
         """The graph of this batch, or of the next batch size, whose further rows are then idle."""
@@ -120,13 +183,17 @@ class CudaEngine(TorchEngine):
         return None
 
     def _replay(
-        self, captured: Captured, pixels: Pixels, thresholds: NDArray[np.float32]
+        self,
+        captured: Captured,
+        pixels: Pixels,
+        coming: Coming | None,
+        thresholds: NDArray[np.float32],
     ) -> Launched:
         count = len(pixels)
-        captured.host_pixels.numpy()[:count] = pixels
         captured.host_thresholds.numpy()[:count] = thresholds
         with torch.cuda.stream(self._stream):
-            captured.pixels.copy_(captured.host_pixels, non_blocking=True)
+            # Within the device, where a batch takes some microseconds.
+            captured.pixels[:count].copy_(self._above(pixels, coming), non_blocking=True)
             captured.thresholds.copy_(captured.host_thresholds, non_blocking=True)
             captured.graph.replay()
             captured.host_mask.copy_(captured.mask, non_blocking=True)
@@ -141,16 +208,15 @@ class CudaEngine(TorchEngine):
         self,
         core: Core,
         pixels: Pixels,
+        coming: Coming | None,
         thresholds: NDArray[np.float32],
         probability: bool,
     ) -> Launched:
-        staged = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-        staged.numpy()[:] = pixels
         limits = torch.empty(thresholds.shape, dtype=torch.float32, pin_memory=True)
         limits.numpy()[:] = thresholds
         with torch.cuda.stream(self._stream):
             outputs = core(
-                staged.to(self.device, non_blocking=True),
+                self._above(pixels, coming),
                 limits.to(self.device, non_blocking=True),
                 probability,
             )
@@ -183,7 +249,6 @@ class CudaEngine(TorchEngine):
             thresholds=thresholds,
             mask=mask,
             total=total,
-            host_pixels=torch.zeros(blank.shape, dtype=torch.uint8, pin_memory=True),
             host_thresholds=torch.full((len(blank),), 0.5, pin_memory=True),
             host_mask=_pinned_like(mask),
             host_total=_pinned_like(total),
@@ -195,6 +260,7 @@ class CudaEngine(TorchEngine):
             # Graphs are a luxury: their pool may be what the batch lacked. Hot shapes are prepared
             # again by whoever asked for them.
             self._graphs.clear()
+            self._forget_coming()
             torch.cuda.empty_cache()
         return found
 

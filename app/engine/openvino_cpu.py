@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.base import Precision, check_batch
+from app.engine.base import FromHost, Precision, check_batch
 from app.engine.conversion import converted, quantised
 from app.engine.cores import quota_cores
 from app.engine.faults import verdict
@@ -55,7 +55,7 @@ def precisions() -> tuple[Precision, ...]:
     return tuple(found)
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(FromHost):
     """A model on the CPU through OpenVINO. See `app.engine.base` for the contract."""
 
     def __init__(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.engine.base import Precision, check_batch
+from app.engine.base import FromHost, Precision, check_batch
 from app.engine.core import Core
 from app.engine.cores import quota_cores
 from app.engine.faults import verdict
@@ -26,7 +26,7 @@ DTYPES: Mapping[Precision, torch.dtype] = {
 Launched = tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.float32]]
 
 
-class TorchEngine:
+class TorchEngine(FromHost):
     """A model on a device of torch, without ceremony. See `app.engine.base` for the contract."""
 
     def __init__(

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.base import Engine
+from app.engine.base import Engine, FromHost
 from app.engine.recent import Recent
 from app.errors import InferenceFailed, NotReady
 from app.fronts import wire
@@ -41,7 +41,7 @@ _LANES = 1024
 _RETRY_S = 2.0
 
 
-class RemoteEngine:
+class RemoteEngine(FromHost):
     """A model in the engine process, as its front ends know it. Keeps the contract of an engine,
     but for `infer`, which is the queue's matter.
     """

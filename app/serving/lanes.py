@@ -366,9 +366,6 @@ def _best(able: list[Item], done: Callable[[int], float], now: float) -> list[It
 
 
 def stack(items: list[Item]) -> tuple[Pixels, np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    """(N, H, W, 3) uint8 and (N,) float32; a single contiguous tile is not copied."""
-    if len(items) == 1:
-        pixels = np.ascontiguousarray(items[0].pixels)[None]
-    else:
-        pixels = np.stack([item.pixels for item in items])
+    """(N, H, W, 3) uint8, where the engine wants it, and (N,) float32."""
+    pixels = items[0].lane.engine.stage([item.pixels for item in items])
     return pixels, np.array([item.threshold for item in items], np.float32)

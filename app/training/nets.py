@@ -15,6 +15,7 @@ from torch import nn
 
 from app.architectures import base as architectures
 from app.architectures.initialise import initialise, load_encoder
+from app.engine.base import FromHost
 from app.engine.core import Core
 from app.errors import TrainingError
 from app.training.plan import Plan
@@ -102,7 +103,7 @@ def spec_of(
     )
 
 
-class NetEngine:
+class NetEngine(FromHost):
     """A net in training as an engine, so that scoring has one way through pictures and tiles."""
 
     batch_sizes = (1,)

@@ -29,6 +29,21 @@ def test_engine_honours_the_protocol(engines: Engines) -> None:
     assert known["precision"] == "float32"
 
 
+def test_staged_tiles_are_a_batch_like_any_other(engines: Engines, tiles: Pixels) -> None:
+    engine = engines["binary"]
+    # As they come: parts of larger pictures, and memory that nobody may write to.
+    wide = np.concatenate([tiles, tiles], axis=2)
+    wide.setflags(write=False)
+    batch = engine.stage([wide[0, :, 96:], wide[1, :, :96]])
+    np.testing.assert_array_equal(batch, tiles)
+    expected = engine.infer(tiles, limits(0.5, 0.4)).bits
+    np.testing.assert_array_equal(engine.infer(batch, limits(0.5, 0.4)).bits, expected)
+    alone = engine.infer(engine.stage([wide[1, :, 96:]]), limits(0.4)).bits
+    assert alone is not None
+    assert expected is not None
+    np.testing.assert_array_equal(alone[0], expected[1])
+
+
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_mask_is_the_plain_module_above_the_threshold_of_each_item(
     engines: Engines, tiles: Pixels, task: str

@@ -4,6 +4,7 @@ test_core.py and test_small_parts.py."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,46 @@ def test_a_batch_of_three_rides_in_a_graph_of_four(
     assert found.finite.shape == (3,)
     expected = torch_engines["binary"].infer(three, limits(0.5, 0.4, 0.6))
     assert (unpacked(found.bits, 96) != unpacked(expected.bits, 96)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_staged_batch_goes_up_beside_the_one_before_it(
+    cuda_engines: Any, torch_engines: Any, tiles: Pixels, captured: bool
+) -> None:
+    engine = cuda_engines["binary" if captured else "multilabel"]
+    expected = torch_engines["binary" if captured else "multilabel"]
+    if captured:
+        engine.prepare(64, 96, 2)
+    first, second = engine.stage(list(tiles)), engine.stage(list(255 - tiles))
+    # What becomes of the host's memory once a batch is up is nobody's business.
+    for pixels, batch in ((tiles, first), (255 - tiles, second)):
+        found = engine.infer(batch, limits(0.5, 0.5)).bits
+        wanted = expected.infer(pixels, limits(0.5, 0.5)).bits
+        assert (unpacked(found, 96) != unpacked(wanted, 96)).mean() < 1e-3
+    # A batch that was given up, one in parts, and one that is computed twice.
+    engine.stage(list(tiles))
+    batch = engine.stage(list(255 - tiles))
+    wanted = expected.infer(255 - tiles, limits(0.5, 0.5)).bits
+    parts = [engine.infer(batch[i : i + 1], limits(0.5)).bits for i in range(2)]
+    again = engine.infer(batch, limits(0.5, 0.5)).bits
+    for found in (np.concatenate(parts), again):
+        assert (unpacked(found, 96) != unpacked(wanted, 96)).mean() < 1e-3
+
+
+def test_staging_beside_a_computing_batch_from_another_thread(
+    cuda_engines: Any, torch_engines: Any, tiles: Pixels
+) -> None:
+    engine = cuda_engines["binary"]
+    engine.prepare(64, 96, 2)
+    turns = [tiles, 255 - tiles, tiles[::-1]] * 10
+    wanted = [torch_engines["binary"].infer(t, limits(0.5, 0.5)).bits for t in turns[:3]]
+    with ThreadPoolExecutor(1) as stager:
+        coming = stager.submit(engine.stage, list(turns[0]))
+        for place, after in enumerate([*turns[1:], turns[0]]):
+            batch = coming.result()
+            coming = stager.submit(engine.stage, list(after))
+            found = engine.infer(batch, limits(0.5, 0.5)).bits
+            assert (unpacked(found, 96) != unpacked(wanted[place % 3], 96)).mean() < 1e-3
 
 
 def test_out_of_memory_leaves_the_engine_usable(cuda_engines: Any, tiles: Pixels) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -404,6 +404,38 @@ def test_law_8_one_batch_is_prepared_while_one_computes_never_two(bench: Bench) 
     for future in futures:
         result(future)
     assert engine.batches[1:] == [(1, 2), (3, 4), (5, 6)]
+
+
+def test_engine_gets_the_batch_that_it_staged_while_the_one_before_it_computed(
+    bench: Bench,
+) -> None:
+    staged: list[Pixels] = []
+    second = threading.Event()
+    gate = Gate()
+    seen: list[int] = []
+
+    class Staging(FakeEngine):
+        def stage(self, tiles: Sequence[Pixels]) -> Pixels:
+            staged.append(np.stack(tiles))
+            if len(staged) == 2:
+                second.set()
+            return staged[-1]
+
+        def infer(self, pixels: Pixels, *rest: Any, **more: Any) -> Inference:
+            seen.append(id(pixels))
+            return super().infer(pixels, *rest, **more)
+
+    engine = Staging(sizes=(1, 2), before=gate)
+    first = bench.send(engine)
+    gate.wait_entered()
+    rest = [bench.send(engine) for _ in range(2)]
+    assert second.wait(PATIENCE), "nothing was staged before the first batch was done"
+    assert not first.done()
+    gate.open(2)
+    for future in (first, *rest):
+        future.result(PATIENCE)
+    assert [len(batch) for batch in staged] == [1, 2]
+    assert seen == [id(batch) for batch in staged]
 
 
 def test_law_8_batch_that_is_not_full_is_not_fixed_early(bench: Bench) -> None:
