@@ -310,6 +310,30 @@ def publish(
 
 
 @models.command()
+def average(
+    parts: Annotated[
+        list[str],
+        typer.Argument(help="Models or .safetensors files of one architecture; `PART:share`."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Weights file to write.")],
+    store: StoreOption = None,
+) -> None:
+    """Average the weights of runs that went on from one model: often better than each of them."""
+    from app.training import options
+    from app.training.averaging import average as write
+
+    shelf = _store(_settings(model_store=store))
+    write(
+        {
+            Path(options.start(part, shelf) or part): share
+            for part, share in options.shares(parts).items()
+        },
+        out,
+    )
+    typer.echo(f"wrote {out}")
+
+
+@models.command()
 def copy(
     label: Annotated[str, typer.Argument(help="`name` or `name@version` in the store `--from`.")],
     source: Annotated[str, typer.Option("--from", help="Model store to take it from.")],
