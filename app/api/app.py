@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
 from app.api.connections import Line
@@ -23,7 +22,7 @@ from app.api.journal import Journal
 from app.api.keys import Keys
 from app.api.models import change_routes, model_routes
 from app.api.problems import MEDIA_TYPE, document, problem
-from app.api.reception import Reception, is_picture
+from app.api.reception import Reception
 from app.api.segment import SegmentEndpoint
 from app.api.visits import Tracing, Visit, visit_of
 from app.errors import BadParameter, SettingsError, TernausError
@@ -42,21 +41,6 @@ log = logging.getLogger("ternaus.api")
 # What pages of other origins may send and read.
 _ASKED = ("Authorization", "Content-Type", "X-Api-Key", "X-Request-Id", "X-Request-Timeout-Ms")
 _TOLD = (*ANSWERS, "Retry-After", "Traceparent")
-
-
-class Application(FastAPI):
-    """FastAPI, but that a posted picture passes none of its layers: they and the router would find
-    the same endpoint, later.
-    """
-
-    pictures: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        way = self.pictures
-        if way is not None and scope["type"] == "http" and is_picture(scope):
-            await way(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -125,7 +109,7 @@ def build_app(
             # Spans on their way may have to wait for a collector.
             await asyncio.to_thread(stop_tracing)
 
-    app = Application(
+    app = FastAPI(
         title="TernausNet Serve",
         version=__version__,
         lifespan=lifespan,
@@ -155,25 +139,23 @@ def build_app(
     app.include_router(docs_routes(app))
     app.openapi = lambda: openapi_of(app, keys=bool(keys))  # type: ignore[method-assign]
     _add_error_handlers(app, settings)
-    parts: dict[str, Any] = {
-        "pictures": endpoint,
-        "keys": keys,
-        "journal": journal,
-        "metrics": house.metrics,
-        "clock": house.clock,
-    }
-    app.add_middleware(Reception, **parts)
-    app.pictures = Reception(app.router, **parts)
+    app.add_middleware(
+        Reception,
+        pictures=endpoint,
+        keys=keys,
+        journal=journal,
+        metrics=house.metrics,
+        clock=house.clock,
+    )
     if settings.cors_origins:
         # Outside of the keys: browsers ask for leave without one.
-        origins: dict[str, Any] = {
-            "allow_origins": settings.cors_origins,
-            "allow_methods": ("GET", "POST"),
-            "allow_headers": (*_ASKED, "Traceparent", "Tracestate"),
-            "expose_headers": _TOLD,
-        }
-        app.add_middleware(CORSMiddleware, **origins)
-        app.pictures = CORSMiddleware(app.pictures, **origins)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=(*_ASKED, "Traceparent", "Tracestate"),
+            expose_headers=_TOLD,
+        )
     return app
 
 

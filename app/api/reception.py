@@ -28,11 +28,6 @@ def needs_key(path: str) -> bool:
     return path not in _PUBLIC and not path.startswith("/docs/")
 
 
-def is_picture(scope: Scope) -> bool:
-    """Whether an HTTP request is a picture to be segmented."""
-    return bool(scope["path"] == SegmentEndpoint.route and scope["method"] == "POST")
-
-
 class Reception:
     """An ASGI layer around the application. `pictures` takes what is posted to its route, at once:
     the layers and the router below would find the same endpoint, later.
@@ -61,7 +56,7 @@ class Reception:
             return self._app(scope, receive, send)
         if self._keys and needs_key(scope["path"]) and not self._keys.known(dict(scope["headers"])):
             return self._refuse(scope, send)
-        if is_picture(scope):
+        if scope["path"] == self._pictures.route and scope["method"] == "POST":
             return self._pictures(scope, receive, send)
         return self._receive(scope, receive, send)
 
