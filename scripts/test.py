@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # By how long they take; whatever else there is makes one more wing.
 LONGEST = ("journeys", "training", "engine", "cluster", "fronts")
-# No wing takes a tenth of this.
+# The longest takes a fifth of this on two slow cores.
 WALL_S = 3600
 
 
