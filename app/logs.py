@@ -77,6 +77,8 @@ def set_up(level: str, format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    # Nobody reads these of a record; to find them out takes longer than the rest of it.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # Pillow warns of odd but harmless files; what matters it raises, and the decoder checks.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.captureWarnings(True)

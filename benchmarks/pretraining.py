@@ -6,7 +6,10 @@ trains, with the same crops and the same number of steps, TernausNet-11 from scr
 as the paper does), TernausNet-11 with a pre-trained encoder and TernausNet-16 with one, each with
 several seeds, on every town below DATA but the one that is scored on. A run that was killed goes on
 where it was; finished ones are not repeated. Writes curves (IoU over all pixels at threshold 0.5,
-which nothing was chosen for, by steps) as JSON and PNG, and prints a table.
+which nothing was chosen for, by steps) as JSON and PNG, and prints a table. What the JSON file
+holds already of the same steps and crops stays in it, so that runs can be made one at a time:
+
+    python -m benchmarks.pretraining ... --nets 16 --seeds 2 --json FILE
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ from app.training.journal import rows_of
 from app.training.plan import Plan
 from app.training.run import LOG
 from app.training.train import train
+
+# Of each net: its runs by seed, each a list of (step, IoU).
+Curve = list[tuple[float, float]]
+Curves = dict[str, dict[str, Curve]]
 
 SHARES = {"zanzibar": 0.36, "nairobi": 0.38, "philippines": 0.22, "dubai": 0.04}
 HELD_BACK = "banepa"
@@ -52,6 +59,8 @@ def main() -> None:
     parser.add_argument("--vgg11", required=True, help="`imagenet`, or a safetensors file")
     parser.add_argument("--vgg16", required=True, help="`imagenet`, or a safetensors file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--nets", default="", help="only nets whose name has this in it")
+    parser.add_argument("--float32", action="store_true", help="not bf16: for CPUs without it")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--crop", type=int, default=256)
@@ -67,18 +76,32 @@ def main() -> None:
         steps=asked.steps,
         batch=asked.batch,
         score=max(1, asked.steps // 10),
+        half=not asked.float32,
     )
-    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    curves = known(asked)
     for seed in asked.seeds:
         for name, fields in lines(asked.vgg11, asked.vgg16).items():
+            if asked.nets not in name:
+                continue
             out = asked.out / f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
             plan = replace(base, out=str(out), seed=seed, **fields)
             train(plan, resume=out.exists())
-            curves.setdefault(name, []).append(curve(out / LOG))
+            curves.setdefault(name, {})[str(seed)] = curve(out / LOG)
             report(asked, curves)
 
 
-def curve(log: Path) -> list[tuple[float, float]]:
+def known(asked: argparse.Namespace) -> Curves:
+    """Curves of the JSON file, where it was made with the same steps and crops."""
+    if not (asked.json and asked.json.exists()):
+        return {}
+    said = json.loads(asked.json.read_text())
+    if any(said[name] != getattr(asked, name) for name in ("steps", "batch", "crop")):
+        raise SystemExit(f"{asked.json} is of other steps or crops: name another file")
+    curves: Curves = said["curves"]
+    return curves
+
+
+def curve(log: Path) -> Curve:
     """(step, IoU) at each score of a run."""
     return [
         (row["step"], round(row.get("plain_iou", row["iou"]) or 0.0, 4))
@@ -87,14 +110,14 @@ def curve(log: Path) -> list[tuple[float, float]]:
     ]
 
 
-def report(asked: argparse.Namespace, curves: dict[str, list[list[tuple[float, float]]]]) -> None:
+def report(asked: argparse.Namespace, curves: Curves) -> None:
     """Print and write what is known so far."""
     print(f"| {'net':<28} | seeds | best IoU | last IoU |")
     print(f"| {'-' * 28} | ----- | -------- | -------- |")
     for name, runs in curves.items():
-        best = " ".join(f"{max(iou for _, iou in run):.3f}" for run in runs)
-        last = " ".join(f"{run[-1][1]:.3f}" for run in runs)
-        print(f"| {name:<28} | {len(runs)} | {best} | {last} |", flush=True)
+        best = " ".join(f"{max(iou for _, iou in run):.3f}" for run in runs.values())
+        last = " ".join(f"{run[-1][1]:.3f}" for run in runs.values())
+        print(f"| {name:<28} | {' '.join(runs)} | {best} | {last} |", flush=True)
     if asked.json:
         said = {
             "machine": platform.processor() or platform.machine(),
@@ -108,7 +131,8 @@ def report(asked: argparse.Namespace, curves: dict[str, list[list[tuple[float, f
         }
         asked.json.write_text(json.dumps(said, indent=1) + "\n")
     if asked.plot:
-        draw_lines(curves, asked.plot, across="steps", up=f"IoU on {HELD_BACK}")
+        drawn = {name: list(runs.values()) for name, runs in curves.items()}
+        draw_lines(drawn, asked.plot, across="steps", up=f"IoU on {HELD_BACK}")
 
 
 if __name__ == "__main__":

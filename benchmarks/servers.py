@@ -11,7 +11,6 @@ reads a body and answers bytes that are there already.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -21,6 +20,7 @@ from typing import Any
 
 import uvicorn
 
+from app import logs
 from app.api.app import create_app, line_of
 from app.api.server import Server, listen
 from app.engine.base import Engine
@@ -52,8 +52,8 @@ def main() -> int:
 
 
 def log() -> None:
-    """To standard error, where whoever started it looks for the address."""
-    logging.basicConfig(level="INFO", stream=sys.stderr)
+    """As `ternaus serve` does where nobody watches."""
+    logs.set_up("info", "json")
 
 
 def opening(asked: argparse.Namespace, folder: Path) -> Opening:

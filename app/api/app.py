@@ -116,6 +116,8 @@ def build_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # Our own spans and figures are in use; FastAPI would look for others at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.house = house
     endpoint = SegmentEndpoint(

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
 from app.encodings import base as encodings
 from app.errors import BadParameter, NotAcceptable
 from app.serving.segmenter import Ask
+
+# Queries, with their `Accept` headers, whose meaning is kept.
+_KNOWN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,8 @@ class Asks:
 
     def __init__(self) -> None:
         self._options = options()
+        # Clients ask for the same again and again.
+        self._again = lru_cache(_KNOWN)(self._read)
         self._by_media: dict[str, str] = {}
         for encoding in [
             encodings.get(encodings.DEFAULT),
@@ -123,6 +129,9 @@ class Asks:
         """From query string, `Accept` header and form fields (which may not contradict the
         query).
         """
+        return self._read(query, accept, fields) if fields else self._again(query, accept)
+
+    def _read(self, query: bytes, accept: str | None, fields: dict[str, str] | None = None) -> Ask:
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else []
         values = self._collect(pairs)
         for name, value in self._collect((fields or {}).items()).items():

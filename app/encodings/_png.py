@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -60,13 +61,20 @@ def assemble(
     deflate: Deflate = fast_deflate,
 ) -> bytes:
     """(H, 1 + S) uint8 filtered scanlines -> a whole file. `palette` is R, G, B per index."""
-    header = struct.pack(">IIBBBBB", width, scanlines.shape[0], depth, colour, 0, 0, 0)
-    parts = [SIGNATURE, *_chunk(b"IHDR", header)]
+    parts = [_opening(width, scanlines.shape[0], depth, colour)]
     if palette:
         parts += _chunk(b"PLTE", palette)
     parts += _chunk(b"IDAT", deflate(scanlines))
-    parts += _chunk(b"IEND", b"")
+    parts.append(_CLOSING)
     return b"".join(parts)
+
+
+# Kept, as most pictures are of few sizes.
+@lru_cache(maxsize=256)
+def _opening(width: int, height: int, depth: int, colour: Colour) -> bytes:
+    """Everything before the palette and the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"".join((SIGNATURE, *_chunk(b"IHDR", header)))
 
 
 def write_bits(bits: Rows, *, width: int) -> bytes:
@@ -118,3 +126,6 @@ def _chunk(kind: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """Length, type, data and CRC-32 over the latter two."""
     crc = fast_zlib.crc32(data, fast_zlib.crc32(kind))
     return struct.pack(">I", len(data)), kind, data, struct.pack(">I", crc)
+
+
+_CLOSING = b"".join(_chunk(b"IEND", b""))

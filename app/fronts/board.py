@@ -8,7 +8,7 @@ process to answer: a process that hangs is seen as what it is.
 from __future__ import annotations
 
 from app.fronts.memory import Memory
-from app.serving.bounds import Inside
+from app.serving.bounds import Held, Inside
 from app.serving.ledger import SIZE as LEDGER_SIZE
 
 # More front ends than that are not begun.
@@ -114,7 +114,7 @@ class SharedDoors:
                 found[index] += numbers.get(name)
         return Inside(*(int(value) for value in found))
 
-    def tell(self, inside: Inside) -> None:
+    def tell(self, inside: Held) -> None:
         self._own.put(
             requests=inside.requests,
             bytes=inside.bytes,

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from app.errors import BodyTooLarge, Draining, NotReady, Overloaded, PictureTooLarge, QueueFull
-from app.serving.bounds import Bounds, Doors, Inside, OneDoor
+from app.serving.bounds import Bounds, Doors, OneDoor
 from app.serving.clock import Clock
 
 __all__ = ["Admission", "Bounds", "Permit"]
@@ -183,7 +183,7 @@ class Admission:
 
     def tell(self) -> None:
         """Let the other doors know what is inside."""
-        self.doors.tell(Inside(self.requests, self.bytes, self.pixels, self.coming))
+        self.doors.tell(self)
 
     async def emptied(self) -> None:
         """Return once no request is inside."""

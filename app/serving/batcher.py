@@ -96,11 +96,11 @@ class Batcher:
             max_hold_s=max_hold_s,
         )
         # One lock, three waiters: the device thread on `_changed`, the stager on `_room`, and on
-        # `_finished` whoever lets an engine go.
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._room = threading.Condition(lock)
-        self._finished = threading.Condition(lock)
+        # `_finished` whoever lets an engine go. Taken by itself: a condition takes it in Python.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._finished = threading.Condition(self._lock)
         self._device = Turns()
         self._staged: _Staged | None = None
         self._running: list[Item] = []
@@ -130,7 +130,7 @@ class Batcher:
 
         Raises NotReady when the device is lost or the batcher closed.
         """
-        with self._changed:
+        with self._lock:
             if self._lost is not None or self._closing:
                 raise NotReady("the engine is gone") from self._lost
             now = self._clock.now()
@@ -142,14 +142,14 @@ class Batcher:
 
     def forget(self, flow: Flow) -> None:
         """Nobody waits for this request any more; what is left of it is dropped."""
-        with self._changed:
+        with self._lock:
             flow.gone = True
             if flow.waiting:
                 (self._room if self._running else self._changed).notify()
 
     def expect(self, lane: Lane, count: int) -> None:
         """Tell that `count` tiles of this lane are (or, negative, are no longer) on their way."""
-        with self._changed:
+        with self._lock:
             self._lanes.expect(lane, count)
             if count < 0 and self._lanes.waiting and not self._running:
                 # A batch may be held back for what will not come.
@@ -157,38 +157,43 @@ class Batcher:
 
     def predicted_s(self, lane: Lane, items: int) -> float:
         """Predicted seconds of `items` tiles of `lane` on an idle device."""
-        with self._changed:
+        with self._lock:
             return self._lanes.predict_s(lane, items, self._clock.now())
 
     def learnt(self, lane: Lane) -> tuple[float, float, int]:
         """What `predicted_s` rests on: seconds per tile and per launch, most tiles of a launch."""
-        with self._changed:
+        with self._lock:
             costs, largest = self._lanes.costs, self._lanes.largest(lane, self._clock.now())
             fit = costs.fit(lane) or (costs.seconds_per_pixel * lane.pixels, 0.0)
             return (*fit, largest)
 
     def estimated_wait_s(self) -> float:
         """Predicted seconds until new work would begin."""
-        with self._changed:
+        with self._lock:
             now = self._clock.now()
             wait = self._lanes.backlog_s(now)
-            for batch in (self._staged.items if self._staged else [], self._running):
-                if batch:
-                    wait += self._lanes.predict_s(batch[0].lane, len(batch), now)
+            if self._staged is not None:
+                items = self._staged.items
+                wait += self._lanes.predict_s(items[0].lane, len(items), now)
             if self._running:
-                ran = now - self._running_since
-                wait -= min(
-                    ran, self._lanes.predict_s(self._running[0].lane, len(self._running), now)
-                )
+                whole = self._lanes.predict_s(self._running[0].lane, len(self._running), now)
+                wait += max(0.0, whole - (now - self._running_since))
             return wait
 
     def state(self) -> State:
         """What was observed: progress, nothing to do, no progress, or a device beyond help."""
-        with self._changed:
+        with self._lock:
             if self._lost is not None:
                 return "lost"
-            if not all(thread.is_alive() for thread in self._threads) and not self._closing:
+            stager, device = self._threads
+            if not (stager.is_alive() and device.is_alive()) and not self._closing:
                 return "lost"
+            waiting = self._lanes.waiting > 0
+            if not (waiting or self._running or self._staged) and self._exclusive_since is None:
+                return "idle"
+            if self._clock.now() - self._last_finish <= self._stall_after:
+                # It finished something just now: who has waited since when cannot change that.
+                return "ok"
             arrivals = [item.arrived for item in self._running]
             if self._staged:
                 arrivals += [item.arrived for item in self._staged.items]
@@ -197,8 +202,6 @@ class Batcher:
                 arrivals.append(oldest)
             if self._exclusive_since is not None:
                 arrivals.append(self._exclusive_since)
-            if not arrivals:
-                return "idle"
             since = max(self._last_finish, min(arrivals))
             return "stalled" if self._clock.now() - since > self._stall_after else "ok"
 
@@ -211,12 +214,12 @@ class Batcher:
     def turn(self) -> Iterator[None]:
         """The device for the calling thread, between two batches, until the block ends."""
         with self._device.turn():
-            with self._changed:
+            with self._lock:
                 self._exclusive_since = self._clock.now()
             try:
                 yield
             finally:
-                with self._changed:
+                with self._lock:
                     self._exclusive_since = None
                     self._last_finish = self._clock.now()
 
@@ -226,7 +229,7 @@ class Batcher:
         For an engine that is about to be closed, whose requests are done: what still waits for it
         is what nobody waits for. Blocks the calling thread.
         """
-        with self._changed:
+        with self._lock:
             left = self._lanes.forget(engine)
             while any(item.lane.engine is engine for item in self._at_work()):
                 if self._lost is not None or self._closing:
@@ -247,7 +250,7 @@ class Batcher:
 
     def idle_for_s(self) -> float:
         """Seconds since the device last finished something; 0 while work waits."""
-        with self._changed:
+        with self._lock:
             if self._running or self._staged or self._lanes.waiting:
                 return 0.0
             return self._clock.now() - self._last_finish
@@ -255,7 +258,7 @@ class Batcher:
     def figures(self) -> dict[str, float]:
         """Gauges: tiles, pixels and seconds that wait, age of the oldest, device seconds so far."""
         wait = self.estimated_wait_s()
-        with self._changed:
+        with self._lock:
             oldest = self._lanes.oldest()
             now = self._clock.now()
             running = now - self._running_since if self._running else 0.0
@@ -270,7 +273,7 @@ class Batcher:
 
     def close(self, timeout_s: float | None = 10.0) -> None:
         """Finish what was taken, then stop the threads. Idempotent."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._wake_all()
         for thread in self._threads:
@@ -286,7 +289,7 @@ class Batcher:
 
     def _stage_loop(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 taken = None
                 while taken is None:
                     if self._lost is not None or self._closing:
@@ -302,7 +305,7 @@ class Batcher:
             if not taken.batch:
                 continue
             staged = self._stacked(taken)
-            with self._changed:
+            with self._lock:
                 self._staging = []
                 self._staged = staged
                 self._changed.notify()
@@ -330,7 +333,7 @@ class Batcher:
     def _device_loop(self) -> None:
         while True:
             taken, staged = None, None
-            with self._changed:
+            with self._lock:
                 while taken is None and staged is None:
                     if self._lost is not None:
                         return
@@ -362,7 +365,7 @@ class Batcher:
                 self._lose(exc, items)
                 raise
             finally:
-                with self._changed:
+                with self._lock:
                     if self._running:
                         self._last_finish = self._clock.now()
                         self._busy_s += self._last_finish - self._running_since
@@ -421,7 +424,7 @@ class Batcher:
             self._observer.retried("oom" if memory else "poison")
             log.warning("batch of %d tiles %s failed, isolating: %r", len(items), lane.words, exc)
             if memory:
-                with self._changed:
+                with self._lock:
                     self._lanes.lower(lane, len(items) // 2, self._clock.now() + _MEMORY_CAUTION_S)
             part = 1 if len(items) <= 4 and not memory else (len(items) + 1) // 2
             for at in range(0, len(items), part):
@@ -432,7 +435,7 @@ class Batcher:
                 self._run(items[at:end], pixels[at:end], thresholds[at:end], "retry")
             return
         seconds = self._clock.now() - begun
-        with self._changed:
+        with self._lock:
             self._lanes.costs.observe(lane, items=len(items), pixels=lane.pixels, seconds=seconds)
             largest = self._lanes.largest(lane, begun)
         self._observer.batch(
@@ -485,7 +488,7 @@ class Batcher:
 
     def _lose(self, exc: BaseException, items: list[Item]) -> None:
         """The device is beyond help: tell everybody, take nothing more."""
-        with self._changed:
+        with self._lock:
             first = self._lost is None
             self._lost = exc
             waiting = self._lanes.drain()

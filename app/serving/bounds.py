@@ -28,6 +28,19 @@ class Inside:
     coming: int = 0
 
 
+class Held(Protocol):
+    """What has the fields of `Inside`, as they are now."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def pixels(self) -> int: ...
+    @property
+    def coming(self) -> int: ...
+
+
 class Doors(Protocol):
     """The other doors of the same house, in other processes; the bounds hold for all together."""
 
@@ -35,7 +48,7 @@ class Doors(Protocol):
         """What came in through them."""
         ...
 
-    def tell(self, inside: Inside) -> None:
+    def tell(self, inside: Held) -> None:
         """What came in through this one."""
         ...
 
@@ -46,7 +59,7 @@ class OneDoor:
     def others(self) -> Inside:
         return _NOTHING
 
-    def tell(self, inside: Inside) -> None:
+    def tell(self, inside: Held) -> None:
         pass
 
 

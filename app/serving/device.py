@@ -228,6 +228,8 @@ class LocalDevice:
 
     @property
     def _canary_failure(self) -> TernausError | None:
+        if not self._canary_failures:
+            return None
         open_models = self.catalog.models.values()
         return next((e for model, e in self._canary_failures.items() if model in open_models), None)
 

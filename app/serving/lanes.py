@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,9 +37,11 @@ _BETTER = 1.25
 _LONG_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """What may share a batch: one engine, one tile shape."""
+class Lane(NamedTuple):
+    """What may share a batch: one engine, one tile shape.
+
+    A tuple, because it is looked up some twenty times for each tile. An engine equals itself alone.
+    """
 
     engine: Engine
     height: int
@@ -51,16 +55,6 @@ class Lane:
     def words(self) -> str:
         """For logs and metrics."""
         return f"{self.width}x{self.height}"
-
-    def __hash__(self) -> int:
-        return hash((id(self.engine), self.height, self.width))
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Lane)
-            and self.engine is other.engine
-            and (self.height, self.width) == (other.height, other.width)
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -166,10 +160,13 @@ class Lanes:
     def largest(self, lane: Lane, now: float) -> int:
         """Most tiles that one launch of this lane takes."""
         # Bounded by pixels too: a 1024 x 1024 tile is 16 times a 256 x 256 one.
-        within = min(self._max_batch, max(1, self._max_batch_pixels // lane.pixels))
-        if lane.pixels > _ALONE:
+        pixels = lane.height * lane.width
+        within = min(self._max_batch, max(1, self._max_batch_pixels // pixels))
+        if pixels > _ALONE:
             within = 1
-        limit = max((size for size in lane.engine.batch_sizes if size <= within), default=1)
+        sizes = lane.engine.batch_sizes
+        fitting = bisect_right(sizes, within)
+        limit = sizes[fitting - 1] if fitting else 1
         lowered = self._limits.get(lane)
         if lowered is not None:
             if now < lowered[1]:
@@ -232,9 +229,11 @@ class Lanes:
         def done(count: int) -> float:
             return now + self.predict_s(lane, count, now)
 
-        if all(item.flow.deadline >= done(len(items)) for item in items):
+        together = done(len(items))
+        if all(item.flow.deadline >= together for item in items):
             return items
-        able = [item for item in items if item.flow.deadline >= done(1)]
+        soonest = done(1)
+        able = [item for item in items if item.flow.deadline >= soonest]
         if not able and not self._heaps[lane]:
             # A prediction that is never put to the test is never corrected.
             able = [max(items, key=lambda item: item.flow.deadline)]
@@ -331,12 +330,10 @@ class Lanes:
 
     def backlog_s(self, now: float) -> float:
         """Predicted seconds of everything that waits."""
-        return sum(
-            self.costs.predict(
-                lane, items=len(heap), pixels=lane.pixels, largest=self.largest(lane, now)
-            )
-            for lane, heap in self._heaps.items()
-        )
+        seconds = 0.0
+        for lane, heap in self._heaps.items():
+            seconds += self.predict_s(lane, len(heap), now)
+        return seconds
 
     def predict_s(self, lane: Lane, items: int, now: float) -> float:
         """Predicted seconds of `items` tiles of this lane alone."""

@@ -61,6 +61,8 @@ class Layout:
     tiling: Tiling
     fitting: Fit
     plan: TilePlan
+    # Whether the net sees the picture smaller than it is.
+    scaled: bool
 
     @classmethod
     def of(cls, pixels: Pixels, spec: ModelSpec, tiling: Tiling) -> Layout:
@@ -68,12 +70,7 @@ class Layout:
         size = height, width = pixels.shape[0], pixels.shape[1]
         fitting, plan = tiling.plan(height, width, spec)
         shown = shrink(pixels, shown_size(height, width, spec.longest_side))
-        return cls(size, shown, spec, tiling, fitting, plan)
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the net sees the picture smaller than it is."""
-        return self.pixels.shape[:2] != self.size
+        return cls(size, shown, spec, tiling, fitting, plan, scaled=shown.shape[:2] != size)
 
     @property
     def tiles(self) -> tuple[TileSpec, ...]:

@@ -9,9 +9,8 @@ dropped wherever it is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from app.encodings import base as encodings
 from app.encodings.base import Encoding
@@ -31,10 +30,13 @@ from app.serving.lanes import Flow, Item, Lane, Outcome
 from app.serving.layout import Layout, Sheet, Tiling
 from app.serving.metrics import Metrics
 from app.serving.pool import HostPool
+from app.serving.series import Spread
 from app.types import Inference, Mask, Picture
 
 # The stages of a request whose seconds are told and counted, in their order.
 STAGES = ("receive", "decode", "queue", "infer", "encode")
+_SECONDS = attrgetter(*STAGES)
+_HEADER = ", ".join(f"{name};dur=%.2f" for name in STAGES)
 # A shape that was asked for this often is worth preparing (compiling, capturing) in the background.
 _HOT = 3
 # How many times the time left a prediction must be to refuse a picture on an idle device.
@@ -78,6 +80,10 @@ class Timings:
     picture: Header | None = None
     begun: dict[str, float] = field(default_factory=dict)
 
+    def stages(self) -> tuple[float, ...]:
+        """Seconds in each of `STAGES`."""
+        return _SECONDS(self)
+
     def place(self) -> str:
         """How far it got, in words."""
         if self.stage == "infer":
@@ -86,7 +92,7 @@ class Timings:
 
     def header(self) -> str:
         """As a `Server-Timing` value: milliseconds."""
-        return ", ".join(f"{name};dur={getattr(self, name) * 1000:.2f}" for name in STAGES)
+        return _HEADER % tuple([1000 * seconds for seconds in self.stages()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,10 @@ class Segmenter:
     tiles_in_flight: int
     _heat: Recent[Lane, int] = field(default_factory=lambda: Recent(_LANES))
     _preparing: dict[asyncio.Future[None], Engine] = field(default_factory=dict)
+    _stages: list[Spread] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stages = [self.metrics.stage_seconds.labels(name) for name in STAGES]
 
     async def segment(
         self, data: bytes, ask: Ask, *, deadline: float, permit: Permit, timings: Timings
@@ -177,11 +187,16 @@ class Segmenter:
         header = timings.picture = probe(data)
         self.limits.check(header)
         permit.add_pixels(header.pixels)
-        with self._expected(header, model):
-            begun = timings.begun["decode"] = self.clock.now()
-            timings.stage = "decode"
+        begun = timings.begun["decode"] = self.clock.now()
+        timings.stage = "decode"
+        # A tile of this shape is on its way: a batch may be worth holding back for it.
+        coming = self._lane(header, model)
+        self.queue.expect(coming, 1)
+        try:
             picture, layout = await self.host.run(self._open, data, header, ask, model)
-            timings.decode = self.clock.now() - begun
+        finally:
+            self.queue.expect(coming, -1)
+        timings.decode = self.clock.now() - begun
         self._refuse_if_late(layout, model, deadline)
         timings.stage = "queue"
         mask = await self._infer(layout, model, ask, encoding, deadline, permit, timings)
@@ -215,17 +230,11 @@ class Segmenter:
         )
         return picture, Layout.of(picture.pixels, model.spec, self.tiling)
 
-    @contextlib.contextmanager
-    def _expected(self, header: Header, model: OpenModel) -> Iterator[None]:
-        """Tell the queue that a tile of this shape is on its way, while it is being decoded."""
+    def _lane(self, header: Header, model: OpenModel) -> Lane:
+        """Where the tiles of a picture will wait that is not decoded yet."""
         width, height = header.seen_size
         _, plan = self.tiling.plan(height, width, model.spec)
-        lane = Lane(model.engine, *plan.shape)
-        self.queue.expect(lane, 1)
-        try:
-            yield
-        finally:
-            self.queue.expect(lane, -1)
+        return Lane(model.engine, *plan.shape)
 
     def _refuse_if_late(self, layout: Layout, model: OpenModel, deadline: float) -> None:
         """Now that the size is known: work that cannot be done in time is not begun.
@@ -366,9 +375,8 @@ class Segmenter:
         self._heat.drop(lambda lane: lane.engine is engine)
 
     def _count(self, picture: Picture, layout: Layout, timings: Timings) -> None:
-        stage = self.metrics.stage_seconds
-        for name in STAGES:
-            stage.labels(name).observe(getattr(timings, name))
+        for series, seconds in zip(self._stages, timings.stages(), strict=True):
+            series.observe(seconds)
         height, width = layout.pixels.shape[:2]
         computed = len(layout.tiles) * layout.shape[0] * layout.shape[1]
         self.metrics.pixels.inc(picture.height * picture.width)

@@ -158,18 +158,20 @@ class Gauge(Family[_Level]):
         return found
 
 
-class _Spread(Series):
+class Spread(Series):
+    """Sizes, counted in buckets."""
+
     __slots__ = ()
 
     def observe(self, value: float) -> None:
         self._ledger.observe(self._place, bisect_left(self._family.bounds, value), value)
 
 
-class Histogram(Family[_Spread]):
+class Histogram(Family[Spread]):
     """How often which size; a value that equals a bound counts below it."""
 
     kind = "histogram"
-    series = _Spread
+    series = Spread
 
     def __init__(
         self,

@@ -182,11 +182,11 @@ async def test_nothing_is_remembered_of_a_closed_engine(shelf: Shelf) -> None:
         lanes = batcher_of(house)._lanes
 
         def remembered() -> list[Hashable]:
-            tables = (house.segmenter._heat, lanes.costs._launches, lanes.costs._fits)
+            tables = (house.segmenter._heat, lanes.costs._launches)
             keys: list[Hashable] = [key for table in tables for key in list(table._values)]
             return [key for key in keys if isinstance(key, Lane) and key.engine is old]
 
-        assert len(remembered()) == 3
+        assert len(remembered()) == 2
         await house.load("fake")
         await closed(shelf, "fake@1")
         while len(info(house)) > 1:

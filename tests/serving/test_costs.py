@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from app.serving.costs import Costs
@@ -43,3 +44,16 @@ def test_a_line_that_falls_is_not_believed() -> None:
     costs.observe("lane", items=1, pixels=100, seconds=1.0)
     costs.observe("lane", items=8, pixels=100, seconds=0.5)
     assert costs.predict("lane", items=80, pixels=100, largest=8) >= 0.5
+
+
+def test_fit_of_the_last_fifty_is_that_of_least_squares() -> None:
+    random = np.random.default_rng(3)
+    tiles = random.integers(1, 17, 2000)
+    seconds = 0.003 * tiles + 0.02 + random.normal(0, 0.001, 2000)
+    # What came before was of another device: seconds, not milliseconds.
+    seconds[:1000] *= 1000
+    costs = Costs()
+    for n, took in zip(tiles, seconds, strict=True):
+        costs.observe("lane", items=int(n), pixels=100, seconds=float(took))
+    fit = np.polyfit(tiles[-50:], seconds[-50:], 1)
+    assert costs.fit("lane") == pytest.approx(tuple(fit), rel=1e-6)
