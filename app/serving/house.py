@@ -24,6 +24,7 @@ from app.serving.changes import Loaded, Newest
 from app.serving.clock import Clock, RealClock
 from app.serving.device import Device, LocalDevice
 from app.serving.layout import Tiling
+from app.serving.memory import keep_freed
 from app.serving.metrics import Metrics
 from app.serving.pool import HostPool
 from app.serving.rules import Rules
@@ -50,6 +51,7 @@ class House:
             max_pixels=rules.max_pixels, max_decoded_bytes=rules.max_decoded_bytes
         )
         tiling = Tiling(whole_pixels=rules.whole_pixels, side=rules.tile)
+        keep_freed()
         self.draining = False
         self.clock = clock or RealClock()
         self.metrics = metrics
