@@ -9,7 +9,7 @@ import functools
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Decoded, a picture of five megapixels; what is larger has memory of its own, which goes back.
 _LARGE = 16 * 2**20
-# Some ten of one megapixel. Twice as much was no faster, and 60 MB more stayed with a process.
+# Some ten of one megapixel.
 _KEPT = 32 * 2**20
 
 

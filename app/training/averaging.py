@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from app.errors import TrainingError
+from app.training.nets import weights_of
 
 
 def average(parts: Mapping[Path, float], out: Path) -> None:
@@ -33,7 +33,7 @@ def average(parts: Mapping[Path, float], out: Path) -> None:
     first, *_ = parts
     mean: dict[str, torch.Tensor] = {}
     for path, share in parts.items():
-        state = _read(path)
+        state = weights_of(path)
         if path != first:
             _require_same(mean, state, first, path)
         for name, value in state.items():
@@ -44,13 +44,6 @@ def average(parts: Mapping[Path, float], out: Path) -> None:
             else:
                 mean[name] += value.double() * (share / total)
     save_file({name: _single(value) for name, value in mean.items()}, out)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as exc:
-        raise TrainingError(f"`{path}` cannot be read as weights: {exc}") from exc
 
 
 def _require_same(

@@ -40,12 +40,17 @@ def build(plan: Plan, classes: int) -> tuple[nn.Module, str]:
     return net, f"{Path(plan.start).stem} ({kept} tensors)"
 
 
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name. Raises TrainingError where it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as exc:
+        raise TrainingError(f"`{path}` cannot be read as weights: {exc}") from exc
+
+
 def _take(net: nn.Module, path: Path) -> int:
     """Weights of another model of this architecture; a last layer of other classes stays fresh."""
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as exc:
-        raise TrainingError(f"`{path}` cannot be read as weights to start from: {exc}") from exc
+    state = weights_of(path)
     own = net.state_dict()
     fits = {k: v.to(own[k].dtype) for k, v in state.items() if k in own and v.shape == own[k].shape}
     left = [name for name in own if name not in fits]
