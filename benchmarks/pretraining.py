@@ -78,7 +78,7 @@ def main() -> None:
         score=max(1, asked.steps // 10),
         half=not asked.float32,
     )
-    curves = known(asked)
+    curves, exact = known(asked)
     for seed in asked.seeds:
         for name, fields in lines(asked.vgg11, asked.vgg16).items():
             if asked.nets not in name:
@@ -87,18 +87,21 @@ def main() -> None:
             plan = replace(base, out=str(out), seed=seed, **fields)
             train(plan, resume=out.exists())
             curves.setdefault(name, {})[str(seed)] = curve(out / LOG)
-            report(asked, curves)
+            run = f"{name}, {seed}"
+            exact = [one for one in exact if one != run] + ([run] if asked.float32 else [])
+            report(asked, curves, exact)
 
 
-def known(asked: argparse.Namespace) -> Curves:
-    """Curves of the JSON file, where it was made with the same steps and crops."""
+def known(asked: argparse.Namespace) -> tuple[Curves, list[str]]:
+    """Curves of the JSON file, where it was made with the same steps and crops; and which of these
+    runs were in float32.
+    """
     if not (asked.json and asked.json.exists()):
-        return {}
+        return {}, []
     said = json.loads(asked.json.read_text())
     if any(said[name] != getattr(asked, name) for name in ("steps", "batch", "crop")):
         raise SystemExit(f"{asked.json} is of other steps or crops: name another file")
-    curves: Curves = said["curves"]
-    return curves
+    return said["curves"], said["float32"]
 
 
 def curve(log: Path) -> Curve:
@@ -110,7 +113,7 @@ def curve(log: Path) -> Curve:
     ]
 
 
-def report(asked: argparse.Namespace, curves: Curves) -> None:
+def report(asked: argparse.Namespace, curves: Curves, exact: list[str]) -> None:
     """Print and write what is known so far."""
     print(f"| {'net':<28} | seeds | best IoU | last IoU |")
     print(f"| {'-' * 28} | ----- | -------- | -------- |")
@@ -127,6 +130,8 @@ def report(asked: argparse.Namespace, curves: Curves) -> None:
             "batch": asked.batch,
             "crop": asked.crop,
             "scored_on": HELD_BACK,
+            # The others trained in bf16.
+            "float32": exact,
             "curves": curves,
         }
         asked.json.write_text(json.dumps(said, indent=1) + "\n")
