@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,8 +32,6 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.system(),
         "python": platform.python_version(),
-        # What is Python is slower in an interpreter that was built without profiles.
-        "python_profiled": "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")),
         "avx512": " avx512f " in Path("/proc/cpuinfo").read_text(),
         "packages": {name: version(name) for name in PACKAGES},
     }
