@@ -10,6 +10,8 @@ which nothing was chosen for, by steps) as JSON and PNG, and prints a table. Wha
 holds already of the same steps and crops stays in it, so that runs can be made one at a time:
 
     python -m benchmarks.pretraining ... --nets 16 --seeds 2 --json FILE
+
+Runs of bf16 and of float32 are kept apart: compare those of one seed and one precision.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from app.training.plan import Plan
 from app.training.run import LOG
 from app.training.train import train
 
-# Of each net: its runs by seed, each a list of (step, IoU).
+# Of each net: its runs by seed and precision ("2", "2 float32"), each a list of (step, IoU).
 Curve = list[tuple[float, float]]
 Curves = dict[str, dict[str, Curve]]
 
@@ -78,30 +80,28 @@ def main() -> None:
         score=max(1, asked.steps // 10),
         half=not asked.float32,
     )
-    curves, exact = known(asked)
+    curves = known(asked)
     for seed in asked.seeds:
         for name, fields in lines(asked.vgg11, asked.vgg16).items():
             if asked.nets not in name:
                 continue
-            out = asked.out / f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
+            run = f"{seed} float32" if asked.float32 else f"{seed}"
+            out = asked.out / f"{name} {run}".lower().replace(",", "").replace(" ", "-")
             plan = replace(base, out=str(out), seed=seed, **fields)
             train(plan, resume=out.exists())
-            curves.setdefault(name, {})[str(seed)] = curve(out / LOG)
-            run = f"{name}, {seed}"
-            exact = [one for one in exact if one != run] + ([run] if asked.float32 else [])
-            report(asked, curves, exact)
+            curves.setdefault(name, {})[run] = curve(out / LOG)
+            report(asked, curves)
 
 
-def known(asked: argparse.Namespace) -> tuple[Curves, list[str]]:
-    """Curves of the JSON file, where it was made with the same steps and crops; and which of these
-    runs were in float32.
-    """
+def known(asked: argparse.Namespace) -> Curves:
+    """Curves of the JSON file, where it was made with the same steps and crops."""
     if not (asked.json and asked.json.exists()):
-        return {}, []
+        return {}
     said = json.loads(asked.json.read_text())
     if any(said[name] != getattr(asked, name) for name in ("steps", "batch", "crop")):
         raise SystemExit(f"{asked.json} is of other steps or crops: name another file")
-    return said["curves"], said["float32"]
+    curves: Curves = said["curves"]
+    return curves
 
 
 def curve(log: Path) -> Curve:
@@ -113,14 +113,14 @@ def curve(log: Path) -> Curve:
     ]
 
 
-def report(asked: argparse.Namespace, curves: Curves, exact: list[str]) -> None:
+def report(asked: argparse.Namespace, curves: Curves) -> None:
     """Print and write what is known so far."""
-    print(f"| {'net':<28} | seeds | best IoU | last IoU |")
-    print(f"| {'-' * 28} | ----- | -------- | -------- |")
+    print(f"| {'net':<28} | seed      | last IoU | best IoU |")
+    print(f"| {'-' * 28} | --------- | -------- | -------- |")
     for name, runs in curves.items():
-        best = " ".join(f"{max(iou for _, iou in run):.3f}" for run in runs.values())
-        last = " ".join(f"{run[-1][1]:.3f}" for run in runs.values())
-        print(f"| {name:<28} | {' '.join(runs)} | {best} | {last} |", flush=True)
+        for run, points in runs.items():
+            best = max(iou for _, iou in points)
+            print(f"| {name:<28} | {run:<9} | {points[-1][1]:>8.3f} | {best:>8.3f} |", flush=True)
     if asked.json:
         said = {
             "machine": platform.processor() or platform.machine(),
@@ -130,8 +130,6 @@ def report(asked: argparse.Namespace, curves: Curves, exact: list[str]) -> None:
             "batch": asked.batch,
             "crop": asked.crop,
             "scored_on": HELD_BACK,
-            # The others trained in bf16.
-            "float32": exact,
             "curves": curves,
         }
         asked.json.write_text(json.dumps(said, indent=1) + "\n")

@@ -114,9 +114,16 @@ class ServerProcess(LoggedProcess):
         """Every process of it that lives, whoever its parent is by now."""
         return sorted({*_family(self.popen.pid), *_marked(self._mark)})
 
-    def cpu_s(self) -> float:
-        """Processor seconds so far, of all its processes and of those they have waited for."""
-        return sum(_cpu_s(pid) for pid in self.processes())
+    def cpu_s(self, *pids: int) -> float:
+        """Processor seconds so far, of all its processes or of these, and of those they have waited
+        for.
+        """
+        return sum(_cpu_s(pid) for pid in pids or self.processes())
+
+    def numbers(self) -> dict[str, int]:
+        """The processes of a server of several, by what it calls them in its log."""
+        told = re.findall(r"([\w-]+) is process (\d+)", self.text)
+        return {name: int(pid) for name, pid in told}
 
     def peak_bytes(self) -> int:
         """The most memory that it held at once (VmHWM), summed over its processes."""

@@ -5,7 +5,8 @@
     python -m benchmarks.servers echo --answer-bytes 4000
 
 Everything else is read from `TERNAUS_*`, as in production. `echo` is the HTTP server alone: it
-reads a body and answers bytes that are there already.
+reads a body and answers bytes that are there already. `--decode-ms` makes decoding take so much
+longer, asleep: a machine with few cores can then have more front ends than it has cores.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,10 @@ from app.engine.base import Engine
 from app.fronts.count import one_process
 from app.fronts.parts import Opening
 from app.fronts.supervisor import supervise
+from app.imaging.decode import decode
+from app.serving import segmenter
 from app.settings import Settings
+from app.types import Picture
 from benchmarks.stand_ins import NullEngine, SimulatedDevice, nothing_spec
 
 
@@ -40,20 +45,30 @@ def main() -> int:
     parser.add_argument("--launch-ms", type=float, default=1.0)
     parser.add_argument("--largest-batch", type=int, default=32)
     parser.add_argument("--answer-bytes", type=int, default=4000)
+    parser.add_argument("--decode-ms", type=float, default=0.0, help="more for each picture")
     asked = parser.parse_args()
     settings = Settings.read()
-    log()
+    prepare = partial(prepared, asked.decode_ms)
+    prepare()
     if asked.kind == "echo":
         return echo(settings, bytes(asked.answer_bytes))
     with tempfile.TemporaryDirectory() as folder:
         if one_process(settings):
             return serve(settings, opening(asked, Path(folder)))
-        return supervise(settings, opening=partial(opening, asked, Path(folder)), log_to=log)
+        return supervise(settings, opening=partial(opening, asked, Path(folder)), log_to=prepare)
 
 
-def log() -> None:
-    """As `ternaus serve` does where nobody watches."""
+def prepared(decode_ms: float) -> None:
+    """In every process: the log of `ternaus serve` where nobody watches, and slow decoding."""
     logs.set_up("info", "json")
+    if decode_ms:
+        quick = decode
+
+        def slow(data: bytes, **how: Any) -> Picture:
+            time.sleep(decode_ms / 1000)
+            return quick(data, **how)
+
+        vars(segmenter)["decode"] = slow
 
 
 def opening(asked: argparse.Namespace, folder: Path) -> Opening:

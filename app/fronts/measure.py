@@ -19,7 +19,7 @@ from app.serving.catalog import OpenModel
 from app.types import Mask
 
 # Processor seconds of a request beside decoding and encoding: HTTP, queueing, hand-over
-# (`python benchmarks/frontends.py --sides 64`: 0.7 to 1.0 ms, whose pixels cost next to nothing).
+# (`python -m benchmarks.frontends --sides 64`: 0.7 to 1.1 ms, whose pixels cost next to nothing).
 REQUEST_S = 0.0009
 _ROUNDS = 3
 
