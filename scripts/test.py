@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST = ("journeys", "training", "engine", "cluster", "fronts")
 # The longest takes a fifth of this on two slow cores.
 WALL_S = 3600
+# Wings share the cores. Threads of OpenMP (torch's) that wait for each other by spinning take them
+# from the other wing: one thread each, and where a test asks for more, they wait asleep.
+ONE_OF_MANY = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def wings() -> list[list[str]]:
@@ -47,6 +50,7 @@ def run(paths: list[str], options: list[str]) -> bool:
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-v", *options, *paths],
             cwd=ROOT,
+            env={**ONE_OF_MANY, **os.environ},
             stdout=told,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -16,6 +16,13 @@ def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def server(warm_cache: str) -> Iterator[Process]:
-    with serving(TERNAUS_CACHE_DIR=warm_cache, TERNAUS_DRAIN_GRACE_S="0") as process:
+    environment = {
+        "TERNAUS_CACHE_DIR": warm_cache,
+        "TERNAUS_DRAIN_GRACE_S": "0",
+        # So that half a megapixel is large: it comes in tiles.
+        "TERNAUS_WHOLE_PIXELS": "400000",
+        "TERNAUS_TILE": "512",
+    }
+    with serving(**environment) as process:
         process.wait_ready()
         yield process

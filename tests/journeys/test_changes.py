@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from app.store.store import ModelStore
-from tests.journeys.process import STORE, Process, serving
+from tests.journeys.process import Process, serving
 from tests.journeys.test_command_line import ternaus
 from tests.journeys.test_serve import MODEL, agree, client_of, newest, sample
 
@@ -29,11 +29,13 @@ pytestmark = pytest.mark.journey
 ADMIN = {"authorization": "Bearer sesame"}
 
 
-def publish_second(store: Path, work: Path) -> None:
-    """The next version through the command line: other weights, and so other masks."""
+def publish(store: Path, work: Path, picture: Path, *, bias: float) -> None:
+    """The next version through the command line. With another `bias` of the last layer than the
+    shipped model's it has other weights, and so other masks.
+    """
     work.mkdir()
     tensors = load_file(newest() / "weights.safetensors")
-    tensors["final.bias"] = tensors["final.bias"] + np.float16(1.5)
+    tensors["final.bias"] = tensors["final.bias"] + np.float16(bias)
     save_file(tensors, work / "weights.safetensors")
     manifest = json.loads((newest() / "manifest.json").read_text())
     kept = ("architecture", "parameters", "task", "classes", "input", "licence", "provenance")
@@ -42,18 +44,25 @@ def publish_second(store: Path, work: Path) -> None:
     done = ternaus(
         "models", "publish", str(work / "weights.safetensors"), "--name", MODEL,
         "--about", str(work / "about.json"), "--card", str(newest() / "README.md"),
-        "--sample", str(newest() / "sample.jpg"), "--store", str(store),
+        "--sample", str(picture), "--store", str(store),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with versions 1 and 2 of the shipped model."""
+    """A store with versions 1 and 2 of the shipped model, whose sample is a small piece of its
+    own: what changes is looked at here, not how long a picture takes.
+    """
     folder = tmp_path_factory.mktemp("prepared")
-    done = ternaus("models", "copy", MODEL, "--from", str(STORE), "--store", str(folder / "store"))
+    with Image.open(io.BytesIO(sample()[0])) as image:
+        image.crop((192, 0, 320, 128)).save(folder / "sample.png")
+    publish(folder / "origin", folder / "first", folder / "sample.png", bias=0.0)
+    done = ternaus(
+        "models", "copy", MODEL, "--from", str(folder / "origin"), "--store", str(folder / "store")
+    )
     assert done.returncode == 0, done.stderr
-    publish_second(folder / "store", folder / "work")
+    publish(folder / "store", folder / "second", folder / "sample.png", bias=1.5)
     return folder / "store"
 
 
@@ -74,6 +83,10 @@ def add(prepared: Path, store: Path, version: int = 2) -> None:
     )
 
 
+def picture_of(prepared: Path) -> bytes:
+    return (prepared / MODEL / "1" / "sample.png").read_bytes()
+
+
 def expected(prepared: Path, version: int) -> NDArray[np.bool_]:
     with Image.open(prepared / MODEL / str(version) / "sample.mask.png") as image:
         return np.asarray(image) > 0
@@ -82,19 +95,19 @@ def expected(prepared: Path, version: int) -> NDArray[np.bool_]:
 class Stream:
     """One picture after the other; the version of each answer, whose own mask it must be."""
 
-    def __init__(self, process: Process, masks: dict[int, NDArray[np.bool_]]) -> None:
+    def __init__(self, process: Process, prepared: Path) -> None:
         self.versions: list[int] = []
         self.wrong: list[str] = []
-        self._masks, self._process = masks, process
+        self._masks, self._process = masks_of(prepared), process
+        self._picture = picture_of(prepared)
         self._ending = threading.Event()
         self._grown = threading.Condition()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        data, _ = sample()
         with client_of(self._process) as client:
             while not self._ending.is_set():
-                answer = client.post("/segment", content=data)
+                answer = client.post("/segment", content=self._picture)
                 with self._grown:
                     self._look(answer)
                     self._grown.notify_all()
@@ -165,7 +178,7 @@ def test_new_version_takes_over_under_load_and_a_damaged_one_does_not(
     with server_of(
         store, warm_cache, TERNAUS_ADMIN_KEY="sesame", TERNAUS_FRONTENDS=frontends
     ) as process:
-        with Stream(process, masks_of(prepared)).flowing() as stream, client_of(process) as admin:
+        with Stream(process, prepared).flowing() as stream, client_of(process) as admin:
             stream.wait(3)
             add(prepared, store)
             answer = admin.post(f"/models/{MODEL}/load", headers=ADMIN)
@@ -206,7 +219,7 @@ def test_new_version_takes_over_under_load_and_a_damaged_one_does_not(
 
 def test_store_is_watched(prepared: Path, store: Path, warm_cache: str) -> None:
     with server_of(store, warm_cache, TERNAUS_WATCH_STORE_S="0.2") as process:
-        with Stream(process, masks_of(prepared)).flowing() as stream:
+        with Stream(process, prepared).flowing() as stream:
             stream.wait(2)
             add(prepared, store)
             while 2 not in stream.versions:
@@ -220,7 +233,7 @@ def test_store_is_watched(prepared: Path, store: Path, warm_cache: str) -> None:
 def test_memory_does_not_grow_with_changes(prepared: Path, store: Path, warm_cache: str) -> None:
     """To and fro: each time the old engine's memory is given back."""
     add(prepared, store)
-    data, _ = sample()
+    data = picture_of(prepared)
     with server_of(
         store, warm_cache, TERNAUS_ADMIN_KEY="sesame", TERNAUS_ENGINE_THREADS="1"
     ) as process:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.journeys.process import Process, serving
 from tests.journeys.test_command_line import ternaus
-from tests.journeys.test_serve import MODEL, sample
+from tests.journeys.test_serve import MODEL, piece, sample
 
 pytestmark = pytest.mark.journey
 
@@ -92,10 +92,10 @@ def test_door_does_not_open_by_mistake(environment: dict[str, str], words: str) 
 
 
 def test_evaluate_sends_its_key(warm_cache: str, tmp_path: Path) -> None:
-    data, _ = sample()
+    data = piece()
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "masks").mkdir()
-    (tmp_path / "data" / "images" / "a.jpg").write_bytes(data)
+    (tmp_path / "data" / "images" / "a.png").write_bytes(data)
     with serving(TERNAUS_CACHE_DIR=warm_cache, TERNAUS_API_KEYS=KEY) as process:
         process.wait_ready()
         with httpx.Client(base_url=process.url, trust_env=False, timeout=60) as client:
