@@ -1,4 +1,5 @@
-"""The CUDA engine: torch in channels_last, pinned copies, a CUDA graph per prepared batch shape.
+"""The CUDA engine: torch in channels_last, pinned copies, a CUDA graph per prepared batch shape,
+with convolution and ReLU in one kernel wherever that is found faster (`app.engine.fusion`).
 
 uint8 pixels go up and packed bits come down; everything between happens on the device, on a stream
 of this engine's own. A batch goes up while the one before it is computed: it is staged in pinned
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from app.engine.base import Precision, check_batch, stacked
 from app.engine.core import Core
+from app.engine.fusion import choosing, fuse, fused
 from app.engine.recent import Recent
 from app.engine.torch_engine import Launched, TorchEngine
 from app.errors import DeviceOutOfMemory, EngineError, InferenceFailed
@@ -33,6 +35,8 @@ from app.types import ModelSpec, Pixels
 GRAPHS = 32
 # Eager runs before a capture: the first chooses cuDNN's algorithms, the rest settle the allocator.
 WARM_RUNS = 3
+# Times that a layer is computed to see how long it takes.
+TIMED_RUNS = 5
 # Batches that are on their way up: one behind the one that is computed, and one that may turn out
 # not to be wanted.
 COMING = 2
@@ -51,6 +55,7 @@ class Captured:
     host_thresholds: torch.Tensor
     host_mask: torch.Tensor
     host_total: torch.Tensor
+    fused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,12 @@ class CudaEngine(TorchEngine):
         batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16),
     ) -> None:
         """Load and place. Raises ModelDamaged and EngineError, DeviceOutOfMemory included in it."""
+        # float32 means float32: TensorFloat-32, torch's default for convolutions, keeps 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
         try:
             super().__init__(spec, precision=precision, device=device, batch_sizes=batch_sizes)
+            assert self._core is not None
+            self._layers = fuse(self._core, torch.cudnn_convolution_relu)
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._upwards = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             # Blocking: the thread sleeps instead of spinning, and leaves its core to the decoders.
@@ -126,7 +135,14 @@ class CudaEngine(TorchEngine):
                 raise self._fault(exc, f"capture of {batch} x {height} x {width}") from exc
 
     def describe(self) -> Mapping[str, Any]:
-        return {**super().describe(), "backend": "cuda", "shapes": sorted(self._graphs.keys())}
+        shapes = sorted((shape, graph.fused) for shape, graph in self._graphs.items())
+        return {
+            **super().describe(),
+            "backend": "cuda",
+            "shapes": [shape for shape, _ in shapes],
+            # Of each shape: layers whose convolution and ReLU are one kernel.
+            "fused_layers": [count for _, count in shapes],
+        }
 
     def close(self) -> None:
         super().close()
@@ -234,7 +250,12 @@ class CudaEngine(TorchEngine):
         thresholds = torch.full((len(blank),), 0.5, device=self.device)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
-            for _ in range(WARM_RUNS):
+            # Something to compare the two ways of a layer on.
+            pixels.random_(0, 256)
+            with choosing(self._layers, _seconds):
+                core(pixels, thresholds, False)
+            count = fused(self._layers, lambda: core(pixels, thresholds, False))
+            for _ in range(WARM_RUNS - 1):
                 core(pixels, thresholds, False)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -252,6 +273,7 @@ class CudaEngine(TorchEngine):
             host_thresholds=torch.full((len(blank),), 0.5, pin_memory=True),
             host_mask=_pinned_like(mask),
             host_total=_pinned_like(total),
+            fused=count,
         )
 
     def _fault(self, error: BaseException, doing: str) -> InferenceFailed:
@@ -271,6 +293,19 @@ class CudaEngine(TorchEngine):
         except RuntimeError:
             return False
         return True
+
+
+def _seconds(call: Callable[[], torch.Tensor]) -> float:
+    """How long a call takes the device, on the stream of this thread."""
+    call()  # cuDNN chooses its algorithm
+    begun = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    begun.record()
+    for _ in range(TIMED_RUNS):
+        call()
+    ended.record()
+    ended.synchronize()
+    return float(begun.elapsed_time(ended)) / 1000 / TIMED_RUNS
 
 
 def _pinned_like(tensor: torch.Tensor) -> torch.Tensor:

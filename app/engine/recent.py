@@ -50,3 +50,7 @@ class Recent(Generic[K, V]):
     def keys(self) -> list[K]:
         """Least recently used first."""
         return list(self._values)
+
+    def items(self) -> list[tuple[K, V]]:
+        """The same with their values; no use of them is counted."""
+        return list(self._values.items())

@@ -25,15 +25,16 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cuda_engines(specs: dict[str, ModelSpec]) -> Iterator[dict[str, Engine]]:
-    # TensorFloat-32 rounds to 10 bits; these tests compare with the CPU.
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
     options = EngineOptions(device="cuda", precision="float32", batch_sizes=(1, 2, 4))
     engines = {task: open_engine(spec, options) for task, spec in specs.items()}
     yield engines
     for engine in engines.values():
         engine.close()
-    torch.backends.cudnn.allow_tf32 = before
+
+
+def test_float32_is_not_rounded_to_ten_bits(cuda_engines: Any) -> None:
+    assert cuda_engines["binary"].describe()["precision"] == "float32"
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel", "multiclass"])
@@ -61,6 +62,18 @@ def test_probability_is_that_of_the_cpu(
     expected = torch_engines["binary"].infer(tiles, limits(0.5, 0.5), probability=True)
     step = np.abs(found.probability.astype(int) - expected.probability)
     assert step.max() <= 1
+
+
+def test_layers_in_one_kernel_are_told_of_each_shape(cuda_engines: Any, tiles: Pixels) -> None:
+    engine = cuda_engines["binary"]
+    before = engine.infer(tiles[:, :32], limits(0.5, 0.5)).bits
+    engine.prepare(32, 96, 2)
+    after = engine.infer(tiles[:, :32], limits(0.5, 0.5)).bits
+    known = engine.describe()
+    counts = dict(zip(known["shapes"], known["fused_layers"], strict=True))
+    # Which of the 14 pay is the device's own matter.
+    assert 0 <= counts[2, 32, 96] <= 14
+    assert (unpacked(after, 96) != unpacked(before, 96)).mean() < 1e-3
 
 
 def test_a_replay_reads_new_pixels_and_overwrites_no_result(
