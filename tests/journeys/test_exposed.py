@@ -27,6 +27,8 @@ def exposed(warm_cache: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     keys = tmp_path_factory.mktemp("secrets") / "keys"
     keys.write_text(f"{KEY}\n")
     with serving(
+        "--model",
+        MODEL,
         TERNAUS_CACHE_DIR=warm_cache,
         TERNAUS_DRAIN_GRACE_S="0",
         TERNAUS_API_KEYS_FILE=str(keys),
@@ -96,7 +98,7 @@ def test_evaluate_sends_its_key(warm_cache: str, tmp_path: Path) -> None:
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "masks").mkdir()
     (tmp_path / "data" / "images" / "a.png").write_bytes(data)
-    with serving(TERNAUS_CACHE_DIR=warm_cache, TERNAUS_API_KEYS=KEY) as process:
+    with serving("--model", MODEL, TERNAUS_CACHE_DIR=warm_cache, TERNAUS_API_KEYS=KEY) as process:
         process.wait_ready()
         with httpx.Client(base_url=process.url, trust_env=False, timeout=60) as client:
             mask = client.post("/segment?format=png8", content=data, headers={"x-api-key": KEY})

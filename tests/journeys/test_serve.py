@@ -123,7 +123,7 @@ def test_several_processes_give_the_same_bytes(server: Process, warm_cache: str)
         "TERNAUS_DRAIN_GRACE_S": "0",
         "TERNAUS_REQUEST_TIMEOUT_S": "250",
     }
-    with serving("--frontends", "2", **environment) as process:
+    with serving("--frontends", "2", "--model", MODEL, **environment) as process:
         process.wait_ready()
         with client_of(process) as client:
             found = [client.post(f"/segment{query}", content=data) for query in queries]
@@ -202,7 +202,8 @@ def test_clients_that_leave_cost_nothing(server: Process) -> None:
 
 def test_sigterm_loses_nothing_and_exits_0(warm_cache: str) -> None:
     data, expected = sample()
-    with serving(TERNAUS_CACHE_DIR=warm_cache, TERNAUS_DRAIN_GRACE_S="1") as process:
+    environment = {"TERNAUS_CACHE_DIR": warm_cache, "TERNAUS_DRAIN_GRACE_S": "1"}
+    with serving("--model", MODEL, **environment) as process:
         process.wait_ready()
         answers: list[httpx.Response] = []
 
