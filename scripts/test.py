@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # By how long they take; the other folders follow, and what lies in none makes one more wing.
-LONGEST = ("journeys", "training", "api", "cluster", "engine", "fronts")
+LONGEST = ("journeys", "engine", "fronts", "training", "cluster", "bench")
 # The longest takes a fifth of this on two slow cores.
 WALL_S = 3600
 # All passed, or there was none to run: some folders are of tests for `make fleet`.
