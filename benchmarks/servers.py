@@ -62,11 +62,10 @@ def prepared(decode_ms: float) -> None:
     """In every process: the log of `ternaus serve` where nobody watches, and slow decoding."""
     logs.set_up("info", "json")
     if decode_ms:
-        quick = decode
 
         def slow(data: bytes, **how: Any) -> Picture:
             time.sleep(decode_ms / 1000)
-            return quick(data, **how)
+            return decode(data, **how)
 
         vars(segmenter)["decode"] = slow
 
