@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import resnet34
 
 from app.architectures.base import Architecture, register
 from app.architectures.blocks import UPSAMPLINGS, ConvRelu, DecoderBlock
@@ -29,6 +28,9 @@ class ResNetEncoder(nn.Module):
     """
 
     def __init__(self) -> None:
+        # Only for this net: what it brings along takes longer to import than torch.
+        from torchvision.models import resnet34
+
         super().__init__()
         whole = resnet34(weights=None)
         self.conv1 = whole.conv1

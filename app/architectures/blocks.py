@@ -1,6 +1,7 @@
 """The blocks that TernausNets are built of, with the parameter names of the published files.
 
-Reference: Iglovikov and Shvets, "TernausNet", arXiv 1801.05746, figure 2.
+References: Iglovikov and Shvets, "TernausNet", arXiv 1801.05746, figure 2; for the encoder Simonyan
+and Zisserman, arXiv 1409.1556, table 1.
 """
 
 from __future__ import annotations
@@ -9,6 +10,28 @@ import torch
 from torch import nn
 
 UPSAMPLINGS = ("transposed-3x3", "transposed-4x4", "nearest", "bilinear")
+
+# How many convolutions each of the five stages has: columns A and D of the table.
+VGG11 = (1, 1, 2, 2, 2)
+VGG16 = (2, 2, 3, 3, 3)
+_VGG_WIDTHS = (64, 128, 256, 512, 512)
+
+
+def vgg(stages: tuple[int, ...]) -> nn.Sequential:
+    """VGG without its classifier, numbered as torchvision's `features`: convolution and ReLU in
+    turn, a 2x2 pool at the end of each stage; (N, 3, H, W) -> (N, 512, H / 32, W / 32).
+
+    Not torchvision's own: its import brings a compiler along and takes longer than torch's, at the
+    start of every server and of every conversion.
+    """
+    layers: list[nn.Module] = []
+    inputs = 3
+    for depth, width in zip(stages, _VGG_WIDTHS, strict=True):
+        for _ in range(depth):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+            inputs = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
 class ConvRelu(nn.Module):

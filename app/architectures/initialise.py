@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision import models
 
 from app.architectures.weight_files import read
 from app.errors import CheckpointError, CheckpointRefused
@@ -141,6 +140,9 @@ def load_encoder(net: nn.Module, source: str, *, encoder: str | None) -> str:
 
 
 def _from_torchvision(encoder: str) -> Mapping[str, Any]:
+    # Only here: it takes longer to import than torch.
+    from torchvision import models
+
     hint = "hint: give a weights file instead, or `none`"
     try:
         weights: Any = models.get_model_weights(encoder)[TORCHVISION_WEIGHTS]

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from app.architectures.base import Architecture, register
-from app.architectures.blocks import UPSAMPLINGS, ConvRelu, DecoderBlock
+from app.architectures.blocks import UPSAMPLINGS, VGG11, VGG16, ConvRelu, DecoderBlock, vgg
 from app.types import Halo
 
 # Width of the decoder's last feature map; the published nets fix it, only 32 makes the widths meet.
@@ -24,12 +23,18 @@ FILTERS = 32
 class TernausNet(nn.Module):
     """(N, 3, H, W) normalised RGB -> (N, classes, H, W) raw logits; H and W multiples of 32.
 
-    `layout` is torchvision's VGG configuration ("A" for VGG11, "D" for VGG16); `dec4` is the width
-    of the fourth decoder block's output, the one place where the published 11 and 16 differ.
+    `stages` are those of the VGG encoder; `dec4` is the width of the fourth decoder block's output,
+    the one place beside the encoder where the published 11 and 16 differ.
     """
 
     def __init__(
-        self, *, layout: str, dec4: int, classes: int, upsampling: str, align_corners: bool
+        self,
+        *,
+        stages: tuple[int, ...],
+        dec4: int,
+        classes: int,
+        upsampling: str,
+        align_corners: bool,
     ) -> None:
         super().__init__()
 
@@ -39,7 +44,7 @@ class TernausNet(nn.Module):
             )
 
         width = FILTERS
-        self.encoder = make_layers(cfgs[layout], batch_norm=False)
+        self.encoder = vgg(stages)
         self.center = block(512, width * 16, width * 8)
         self.dec5 = block(512 + width * 8, width * 16, width * 8)
         self.dec4 = block(512 + width * 8, width * 16, dec4)
@@ -62,7 +67,7 @@ class TernausNet(nn.Module):
 
 
 # What makes a TernausNet an 11.
-ELEVEN: Mapping[str, Any] = {"layout": "A", "dec4": FILTERS * 4}
+ELEVEN: Mapping[str, Any] = {"stages": VGG11, "dec4": FILTERS * 4}
 
 
 def _ternausnet11(**parameters: Any) -> nn.Module:
@@ -70,7 +75,7 @@ def _ternausnet11(**parameters: Any) -> nn.Module:
 
 
 def _ternausnet16(**parameters: Any) -> nn.Module:
-    return TernausNet(layout="D", dec4=FILTERS * 8, **parameters)
+    return TernausNet(stages=VGG16, dec4=FILTERS * 8, **parameters)
 
 
 # Each is the traced need rounded up to the stride. The 3x3 kernel has output_padding 1, so the net

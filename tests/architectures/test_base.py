@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models import vgg
 
 from app.architectures.base import Architecture, get, register, registry
 from app.errors import EngineError
@@ -104,6 +108,35 @@ def test_an_encoder_has_the_names_of_torchvision(architecture: Architecture) -> 
         if not name.startswith(("classifier.", "fc."))
     }
     assert ours == theirs
+
+
+@pytest.mark.parametrize(("name", "layers"), [("ternausnet11", "A"), ("ternausnet16", "D")])
+def test_a_vgg_encoder_is_that_of_torchvision(name: str, layers: str) -> None:
+    def fresh(make: Callable[[], nn.Module]) -> nn.Module:
+        torch.manual_seed(1)
+        return make()
+
+    theirs = fresh(lambda: vgg.make_layers(vgg.cfgs[layers], batch_norm=False))
+    # Its encoder is made first, so the same seed gives it the same initial weights.
+    ours = fresh(get(name).build).get_submodule("encoder")
+    assert str(ours) == str(theirs)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with torch.inference_mode():
+        pixels = hashed((1, 3, 64, 96), seed=3)
+        assert torch.equal(ours(pixels), theirs(pixels))
+
+
+def test_a_ternausnet_is_built_without_torchvision_and_compilers() -> None:
+    """Their import takes longer than torch's, at every start and every conversion."""
+    script = (
+        "import sys; from app.architectures.base import get; get('ternausnet16').build();"
+        "print([n for n in ('torchvision', 'torch._dynamo', 'sympy') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(

@@ -331,12 +331,14 @@ def test_address_in_use_is_told(server: Together, tmp_path: Path) -> None:
 
 def test_number_that_is_not_given_is_found(tmp_path: Path) -> None:
     with together(tmp_path, frontends=0, canary_s=0) as process:
-        found = re.search(
+        line = re.compile(
             r"(\d+) front ends: the device takes (\d+) pictures a second, "
-            r"the host ([\d.]+) ms of a core for each, of (\d+) cores",
-            process.text,
+            r"the host ([\d.]+) ms of a core for each, of (\d+) cores"
         )
-        assert found, process.text
+        # Measured when the first front end is ready already.
+        until(lambda: line.search(process.text))
+        found = line.search(process.text)
+        assert found
         count, cores = int(found[1]), int(found[4])
         assert count == front_ends(Pace(float(found[2]), float(found[3]) / 1000), cores)
         until(lambda: len(process.children()) == 1 + count)
