@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 SERVE := $(VENV)/.serve.stamp
 TEST := $(VENV)/.test.stamp
 
-.PHONY: help serve test fleet check format lock clean
+.PHONY: help serve test fleet image check format lock clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -16,8 +16,11 @@ serve: $(SERVE) ## set up if needed, and serve the models of model_store/ on por
 test: $(TEST) ## set up if needed, and run the tests
 	$(PYTHON) scripts/test.py
 
-fleet: $(TEST) ## a fleet behind a real balancer, and the CPU image; installs Debian packages
+fleet: $(TEST) ## a fleet behind a real balancer; installs Debian packages
 	docker/fleet $(PYTHON)
+
+image: ## build the CPU image without a Docker daemon, and start it; installs Debian packages
+	docker/prove-image
 
 check: $(TEST) ## linters and types
 	$(VENV)/bin/ruff check .

@@ -35,8 +35,9 @@ from app.settings import Settings
 
 log = logging.getLogger("ternaus.supervisor")
 
-# How long a process may take to end once it was told to.
+# How long a process may take to end once it was told to, and in a hurry.
 _LAST_S = 10.0
+_HURRY_S = 0.5
 _TICK_S = 0.25
 
 
@@ -413,7 +414,7 @@ class _Supervisor:
         for front in self._fronts.values():
             self._say(front, "end" if self._hurry else "stop")
         self._say(self._engine, "close")
-        until = time.monotonic() + _LAST_S
+        until = time.monotonic() + (_HURRY_S if self._hurry else _LAST_S)
         for child in children:
             if child.process is not None:
                 child.process.join(max(0.0, until - time.monotonic()))
