@@ -53,17 +53,17 @@ RUN --mount=type=cache,target=/build/cache \
     && find "$libraries"/botocore/data -mindepth 1 -maxdepth 1 -type d \
         ! -name s3 ! -name sts ! -name 'sso*' -exec rm -rf {} +
 
-# torch is needed once, to convert the models of model_store/ for OpenVINO; it stays in this stage.
-FROM cpu-tools AS converted
+# torch is needed once, to draw the nets for OpenVINO; it stays in this stage. Their weights are those
+# of whatever models the server is given.
+FROM cpu-tools AS templates
 COPY requirements/cuda.txt /build/requirements/
 RUN --mount=type=cache,target=/build/cache \
     uv venv --quiet --python /usr/bin/python3 /build/torch \
     && uv pip install --python /build/torch/bin/python --require-hashes --only-binary :all: \
         -r /build/requirements/cuda.txt
 COPY app /usr/lib/ternaus/app
-COPY docker/image/convert.py /build/
-COPY model_store /models
-RUN PYTHONPATH=/usr/lib/ternaus /build/torch/bin/python /build/convert.py /models /usr/share/ternaus/engines
+COPY docker/image/templates.py /build/
+RUN PYTHONPATH=/usr/lib/ternaus /build/torch/bin/python /build/templates.py /usr/share/ternaus/templates
 
 FROM cpu-base AS cpu
 ARG VERSION=0.1.0
@@ -77,7 +77,7 @@ LABEL org.opencontainers.image.title="TernausNet Serve" \
       org.opencontainers.image.created="${CREATED}"
 COPY --from=cpu-packages /opt/ternaus /opt/ternaus
 COPY --chown=10001:10001 model_store /models
-COPY --from=converted /usr/share/ternaus/engines /usr/share/ternaus/engines
+COPY --from=templates /usr/share/ternaus/templates /usr/share/ternaus/templates
 COPY docker/image/ternaus /usr/local/bin/ternaus
 COPY docker/image/health.py LICENSE /usr/share/ternaus/
 COPY app /usr/lib/ternaus/app

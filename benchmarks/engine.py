@@ -31,7 +31,7 @@ from app.architectures.base import get
 from app.architectures.initialise import initialise
 from app.engine.base import Engine, Precision
 from app.engine.choose import EngineOptions, open_engine
-from app.engine.weights import load_net
+from app.engine.nets import load_net
 from app.types import ClassSpec, Halo, ModelSpec, Pixels
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")

@@ -60,7 +60,7 @@ HOMES: dict[str, set[str]] = {
     "swagger_ui_bundle": {"api"},
     "torch": {"architectures", "engine", "training"},
     "torchvision": {"architectures", "training"},
-    "openvino": {"engine.openvino_library", "engine.converter"},
+    "openvino": {"engine.openvino_library", "engine.converter", "engine.templates"},
     "nncf": {"engine.converter"},
     "PIL": {"imaging", "encodings", "training"},
     "simplejpeg": {"imaging"},

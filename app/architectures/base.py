@@ -111,6 +111,15 @@ class Architecture:
             found.append(parameters)
         return found
 
+    def spellings(self, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Every way to write `parameters`, one of `variants`: whole, and with defaults left out."""
+        defaults = self.complete({})
+        apart = [
+            ({}, {name: value}) if value == defaults[name] else ({name: value},)
+            for name, value in parameters.items()
+        ]
+        return [dict(item for part in parts for item in part.items()) for parts in product(*apart)]
+
 
 def _among(value: Any, known: tuple[Any, ...]) -> bool:
     # By type as well: 0 == False and 1.0 == 1, yet a manifest that says so is a mistake.

@@ -1,9 +1,9 @@
-"""The conversion itself, in a process of its own: `conversion.py` starts it and waits.
+"""What takes torch or NNCF to be made for OpenVINO, in a process of its own; `child.py` starts it.
 
-Its argument is JSON: `label`, `target`, `niceness`, and `spec` of a model to convert, or `source`
-and `sample` of a converted one to quantise. Writes `target`, or beside it `failure.json` with the
-error (`code`, `detail`). Standard input stays open as long as the parent lives; at its end this
-process removes its draft and ends too.
+Its argument is JSON: `draft`, `label`, `niceness`, and `architecture`, `parameters`, `task` of a
+template to draw, or `source` and `sample` of a converted model to quantise. Writes into the folder
+`draft`: GRAPH and LAYOUT, or MODEL; or `failure.json` with the error (`code`, `detail`). Standard
+input stays open as long as the parent lives; at its end this process removes `draft` and ends too.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ import shutil
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from app.errors import EngineError, TernausError
-from app.types import ClassSpec, Halo, ModelSpec
+from app.types import Task
 
 FAILURE = "failure.json"
+# Of a template: the graph, and the shape of each tensor of the net by name, with null for the
+# number of classes.
+GRAPH = "template.xml"
+LAYOUT = "layout.json"
+# Of a model with its weights; they lie beside it.
+MODEL = "model.xml"
+# Of the net that is drawn; a template holds for any number.
+CLASSES = 2
 # Side in pixels of the parts of a sample that int8 is fitted to; a multiple of every stride.
 PART = 256
 
@@ -28,16 +37,16 @@ PART = 256
 def main(asked: str) -> NoReturn:
     """Do what the JSON `asked` says, and exit: 0, or 1 with the error told."""
     request = json.loads(asked)
-    target = Path(request["target"])
-    threading.Thread(target=_end_with, args=(sys.stdin, target.parent), daemon=True).start()
+    draft = Path(request["draft"])
+    threading.Thread(target=_end_with, args=(sys.stdin, draft), daemon=True).start()
     if request["niceness"] and hasattr(os, "nice"):
         os.nice(request["niceness"])
     label = request["label"]
     try:
-        if "spec" in request:
-            convert(_spec(request["spec"]), target)
+        if "architecture" in request:
+            draw(request["architecture"], request["parameters"], request["task"], draft)
         else:
-            quantise(Path(request["source"]), Path(request["sample"]), target)
+            quantise(Path(request["source"]), Path(request["sample"]), draft / MODEL)
     except TernausError as exc:
         error = exc
     except MemoryError:
@@ -54,7 +63,7 @@ def main(asked: str) -> NoReturn:
         # At once: there is nothing here that an orderly end of so many libraries would save.
         os._exit(0)
     told = json.dumps({"code": error.code, "detail": error.detail})
-    (target.parent / FAILURE).write_text(told, encoding="utf-8")
+    (draft / FAILURE).write_text(told, encoding="utf-8")
     os._exit(1)
 
 
@@ -66,30 +75,47 @@ def _end_with(parent: IO[str], draft: Path) -> None:
     os._exit(1)
 
 
-def _spec(values: dict[str, Any]) -> ModelSpec:
-    return ModelSpec(
-        **{
-            **values,
-            "classes": tuple(ClassSpec(**entry) for entry in values["classes"]),
-            "halo": Halo(**values["halo"]),
-        }
-    )
+def draw(architecture: str, parameters: Mapping[str, Any], task: Task, folder: Path) -> None:
+    """Save GRAPH and LAYOUT of the core with this net, whose tensors are inputs.
 
-
-def convert(spec: ModelSpec, target: Path) -> None:
-    """Trace the core, translate it, and save it. Raises ModelDamaged and EngineError."""
+    Inputs `pixels` and `thresholds` as of `Core`, then every tensor that the graph reads, by its
+    name in `Core`. Raises EngineError for an unknown architecture or parameter.
+    """
     import torch
 
+    from app.architectures.base import get
     from app.engine.core import Core
     from app.engine.openvino_library import openvino
-    from app.engine.weights import load_net
 
     # Only now: the first import of OpenVINO is the library's own.
     from openvino.frontend import FrontEndManager  # isort: skip
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # isort: skip
 
-    core = Core(load_net(spec), task=spec.task, mean=spec.mean, std=spec.std, packed=False).eval()
-    side = spec.stride * 2
+    family = get(architecture)
+    given = {name: value for name, value in parameters.items() if name != "classes"}
+    layout = _layout(
+        family.layout(**given, classes=CLASSES), family.layout(**given, classes=CLASSES + 1)
+    )
+    net = family.build(**given, classes=CLASSES)
+    # Their values are inputs too; zeros are as good as any.
+    core = Core(net, task=task, mean=(0.0,) * 3, std=(1.0,) * 3, packed=False).eval()
+    # Counters of training steps are no part of what is computed.
+    tensors = {
+        name: value.detach()
+        for name, value in (*core.named_parameters(), *core.named_buffers())
+        if value.is_floating_point()
+    }
+    places = [(core.get_submodule(name.rpartition(".")[0]), name) for name in tensors]
+    for module, name in places:
+        # Plain attributes from here on, so that the trace sees where each comes from.
+        delattr(module, name.rpartition(".")[2])
+
+    def run(pixels: Any, thresholds: Any, *values: Any) -> Any:
+        for (module, name), value in zip(places, values, strict=True):
+            setattr(module, name.rpartition(".")[2], value)
+        return core(pixels, thresholds)
+
+    side = family.stride * 2
     example = (torch.zeros(1, side, side, 3, dtype=torch.uint8), torch.full((1,), 0.5))
     with warnings.catch_warnings():
         # torch wants `torch.export` instead of tracing; OpenVINO reads both, and only a trace
@@ -97,17 +123,42 @@ def convert(spec: ModelSpec, target: Path) -> None:
         warnings.filterwarnings("ignore", message="`torch.jit", category=Warning)
         with torch.no_grad():
             traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
-                core, example, check_trace=False
+                run, (*example, *tensors.values()), check_trace=False
             )
     # The frontend itself and not `openvino.convert_model`, which would report its use.
     frontend = FrontEndManager().load_by_framework("pytorch")
     # The decoder is asked during the conversion, and nothing but this name keeps it alive.
     decoder = TorchScriptPythonDecoder(traced)
-    model = frontend.convert(frontend.load(decoder))
-    model.reshape({0: openvino.PartialShape([-1, -1, -1, 3]), 1: openvino.PartialShape([-1])})
-    # Not compressed to float16: that would round the mean and the deviation too, and cost the
-    # probabilities 3e-4.
-    openvino.save_model(model, target, compress_to_fp16=False)
+    given_graph = frontend.load(decoder)
+    shapes = [
+        [-1, -1, -1, 3],
+        [-1],
+        *(_free(name, value, layout) for name, value in tensors.items()),
+    ]
+    for place, shape in zip(given_graph.get_inputs(), shapes, strict=True):
+        given_graph.set_partial_shape(place, openvino.PartialShape(shape))
+    model = frontend.convert(given_graph)
+    for place, name in zip(model.get_parameters()[2:], tensors, strict=True):
+        place.set_friendly_name(name)
+    openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
+    (folder / LAYOUT).write_text(json.dumps(layout), encoding="utf-8")
+
+
+def _layout(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[int | None]]:
+    """Shapes by name; null where two nets that differ in the number of classes differ."""
+    return {
+        name: [
+            side if side == another else None
+            for side, another in zip(value.shape, other[name].shape, strict=True)
+        ]
+        for name, value in one.items()
+    }
+
+
+def _free(name: str, value: Any, layout: Mapping[str, list[int | None]]) -> list[int]:
+    """The shape of an input, -1 where it depends on the number of classes."""
+    sides = layout.get(name.removeprefix("net."), list(value.shape))
+    return [-1 if side is None else side for side in sides]
 
 
 def quantise(source: Path, sample: Path, target: Path) -> None:

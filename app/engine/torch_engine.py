@@ -14,7 +14,7 @@ from app.engine.base import FromHost, Precision, check_batch
 from app.engine.core import Core
 from app.engine.cores import quota_cores
 from app.engine.faults import verdict
-from app.engine.weights import load_net
+from app.engine.nets import load_net
 from app.errors import EngineError, EngineLost, InferenceFailed
 from app.types import Inference, ModelSpec, Pixels
 

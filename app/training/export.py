@@ -25,7 +25,7 @@ from torch import nn
 
 from app.engine.agreement import EXACT, TOLERANCES, Agreement, compare
 from app.engine.base import Engine
-from app.engine.weights import load_net
+from app.engine.nets import load_net
 from app.errors import TrainingError
 from app.imaging.bounds import DecodeLimits
 from app.imaging.decode import decode

@@ -90,6 +90,19 @@ def test_layout_is_that_of_the_net_and_costs_no_memory(
     assert 7 in {value.shape[0] for name, value in layout.items() if "final" in name}
 
 
+@every_variant
+def test_spellings_are_all_that_mean_the_same(
+    architecture: Architecture, parameters: dict[str, Any]
+) -> None:
+    whole = architecture.complete(parameters)
+    defaults = architecture.complete({})
+    spellings = architecture.spellings(parameters)
+    assert parameters in spellings
+    assert all(architecture.complete(spelling) == whole for spelling in spellings)
+    left_out = sum(value == defaults[name] for name, value in parameters.items())
+    assert len({str(sorted(spelling.items())) for spelling in spellings}) == 2**left_out
+
+
 @every_architecture
 def test_an_encoder_has_the_names_of_torchvision(architecture: Architecture) -> None:
     if architecture.encoder is None:

@@ -54,7 +54,8 @@ def test_shipped_model_keeps_its_mask_in_int8(
     first = engine.infer(sample[None], np.array([spec.threshold], np.float32))
     engine.close()
     # Warm: nothing is converted, quantised or tried.
-    monkeypatch.setattr(conversion, "_in_a_child", None)
+    monkeypatch.setattr(conversion, "in_a_child", None)
+    monkeypatch.setattr(conversion, "fill", None)
     again = open_engine(spec, options(tmp_path), sample=sample)
     assert again.describe()["trials"] == said["trials"]
     second = again.infer(sample[None], np.array([spec.threshold], np.float32))

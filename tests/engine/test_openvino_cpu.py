@@ -23,9 +23,11 @@ from tests.engine.plain import limits
 
 pytest.importorskip("openvino")
 
-from app.engine import conversion, openvino_cpu
+from app.engine import kept, openvino_cpu
+from app.engine.child import in_a_child
 from app.engine.conversion import conversion_key, converted
 from app.engine.openvino_cpu import OpenVinoEngine
+from app.engine.templates import template_name
 from app.errors import EngineError, ModelDamaged
 
 Engines = dict[str, Engine]
@@ -35,6 +37,25 @@ def folder_of(spec: ModelSpec, cache_dir: Path) -> Path:
     return cache_dir / f"openvino-{conversion_key(spec)}"
 
 
+def template_of(spec: ModelSpec, cache_dir: Path) -> Path:
+    return cache_dir / template_name(spec.architecture, spec.parameters, spec.task)
+
+
+@pytest.fixture
+def drawn_dir(
+    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path, tmp_path: Path
+) -> Path:
+    """A cache that holds the templates of `specs`, and no conversion."""
+    for spec in specs.values():
+        folder = template_of(spec, cache_dir)
+        shutil.copytree(folder, tmp_path / "drawn" / folder.name, dirs_exist_ok=True)
+    return tmp_path / "drawn"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def test_the_key_follows_what_the_conversion_depends_on(specs: dict[str, ModelSpec]) -> None:
     spec = specs["binary"]
     assert conversion_key(spec) == conversion_key(replace(spec, name="other", threshold=0.1))
@@ -42,7 +63,7 @@ def test_the_key_follows_what_the_conversion_depends_on(specs: dict[str, ModelSp
         replace(spec, weights_sha256="1" * 64),
         replace(spec, std=(0.1, 0.2, 0.3)),
         replace(spec, parameters={"classes": 1, "upsampling": "nearest"}),
-        replace(spec, task="multilabel"),
+        replace(spec, task="multiclass"),
     ]
     assert len({conversion_key(other) for other in [spec, *others]}) == 5
 
@@ -52,11 +73,12 @@ def test_a_damaged_conversion_is_made_anew(
     specs: dict[str, ModelSpec],
     openvino_engines: Engines,
     cache_dir: Path,
-    tmp_path: Path,
+    drawn_dir: Path,
     damage: str,
 ) -> None:
     spec = specs["binary"]
-    folder = tmp_path / folder_of(spec, tmp_path).name
+    before = names(drawn_dir)
+    folder = folder_of(spec, drawn_dir)
     shutil.copytree(folder_of(spec, cache_dir), folder)
     whole = {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")}
     target = folder / "model.bin"
@@ -70,21 +92,44 @@ def test_a_damaged_conversion_is_made_anew(
         (folder / "seal.json").write_text("{}")
     else:
         (folder / "model.xml").unlink()
-    converted(spec, tmp_path)
+    converted(spec, drawn_dir)
     assert target.read_bytes() == whole["model.bin"]
     seal = json.loads((folder / "seal.json").read_text())
     assert seal.keys() == {"model.xml", "model.bin"}
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert names(drawn_dir) == {*before, folder.name}
+
+
+@pytest.mark.parametrize("file", ["template.xml", "template.bin", "layout.json"])
+def test_a_damaged_template_is_drawn_anew(
+    specs: dict[str, ModelSpec], cache_dir: Path, drawn_dir: Path, file: str
+) -> None:
+    spec = specs["binary"]
+    target = template_of(spec, drawn_dir) / file
+    whole = target.read_bytes()
+    target.write_bytes(whole[:-3])
+    converted(spec, drawn_dir)
+    assert target.read_bytes() == whole
+    ours, theirs = (folder_of(spec, folder) / "model.bin" for folder in (drawn_dir, cache_dir))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_models_of_one_net_share_its_template(specs: dict[str, ModelSpec]) -> None:
+    here = Path()
+    one = template_of(specs["binary"], here)
+    assert one == template_of(specs["multilabel"], here)
+    assert one != template_of(specs["multiclass"], here)
+    assert one != template_of(replace(specs["binary"], parameters={"upsampling": "nearest"}), here)
 
 
 def test_a_whole_conversion_needs_no_weights(
-    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path, tmp_path: Path
+    specs: dict[str, ModelSpec], cache_dir: Path, drawn_dir: Path, tmp_path: Path
 ) -> None:
     spec = replace(specs["binary"], weights=str(tmp_path / "absent"))
     assert converted(spec, cache_dir) == folder_of(spec, cache_dir) / "model.xml"
+    before = names(drawn_dir)
     with pytest.raises(ModelDamaged):
-        converted(spec, tmp_path / "empty")
-    assert list((tmp_path / "empty").iterdir()) == []
+        converted(spec, drawn_dir)
+    assert names(drawn_dir) == before
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -124,7 +169,7 @@ options = EngineOptions(device="cpu", backend="openvino", batch_sizes=(1,), cach
 engine = open_engine(ModelSpec(**values), options)
 result = engine.infer(np.full((1, 256, 256, 3), 9, np.uint8), np.array([0.5], np.float32))
 assert result.finite.all()
-for name in ("torch", "torchvision", "safetensors"):
+for name in ("torch", "torchvision"):
     assert sys.modules.get(name) is None, name
 seconds = time.perf_counter() - began
 status = Path("/proc/self/status")
@@ -227,26 +272,23 @@ def test_a_conversion_ends_with_its_server_and_leaves_nothing(
         time.sleep(0.01)
 
 
-def test_drafts_of_killed_processes_are_swept_in_time(
-    specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path, tmp_path: Path
-) -> None:
-    for name, age in ((".draft-old", 2 * conversion.STALE_S), (".draft-new", 0.0)):
+def test_drafts_of_killed_processes_are_swept_in_time(tmp_path: Path) -> None:
+    for name, age in ((".draft-old", 2 * kept.STALE_S), (".draft-new", 0.0)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.xml").write_text("half")
         moment = time.time() - age
         os.utime(tmp_path / name, (moment, moment))
-    with pytest.raises(ModelDamaged):
-        converted(replace(specs["binary"], weights=str(tmp_path / "absent")), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".draft-new"]
+    kept.kept(tmp_path / "whole", lambda draft: None)
+    assert names(tmp_path) == {"whole", ".draft-new"}
 
 
 def test_a_conversion_that_breaks_says_why(specs: dict[str, ModelSpec], tmp_path: Path) -> None:
-    # A stride of no size: the net runs, and its example has no pixels.
-    with pytest.raises(EngineError, match=r"fake@1 cannot be converted: \w+"):
-        converted(replace(specs["binary"], stride=0), tmp_path)
     with pytest.raises(EngineError, match="unknown architecture"):
         converted(replace(specs["binary"], architecture="nonet"), tmp_path)
     assert list(tmp_path.iterdir()) == []
+    # A defect of ours: nothing says what to draw.
+    with pytest.raises(EngineError, match=r"fake@1 cannot be converted: KeyError: 'parameters'"):
+        in_a_child({"architecture": "ternausnet11"}, tmp_path, "fake@1", beside=False)
 
 
 AUDITED = """
@@ -260,22 +302,18 @@ import json
 from pathlib import Path
 from app.engine import converter, openvino_cpu
 openvino_cpu.device_name()
-values = json.loads(sys.argv[1])
-converter.convert(converter._spec(values), Path(sys.argv[2]) / "model.xml")
+converter.draw("ternausnet11", {}, "binary", Path(sys.argv[1]))
 assert sys.modules["openvino_telemetry"] is None
 """
 
 
-def test_openvino_reports_to_nobody_and_forks_nothing(
-    specs: dict[str, ModelSpec], tmp_path: Path
-) -> None:
+def test_openvino_reports_to_nobody_and_forks_nothing(tmp_path: Path) -> None:
     """Left alone, the import of OpenVINO sends an event over the network from a forked process."""
-    values = json.dumps(asdict(specs["binary"]), default=str)
     done = subprocess.run(
-        [sys.executable, "-c", AUDITED, values, str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", AUDITED, str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model.xml").exists()
+    assert (tmp_path / "template.xml").exists()
 
 
 def test_without_a_cache_nothing_is_kept(
@@ -287,19 +325,36 @@ def test_without_a_cache_nothing_is_kept(
     engine.close()
 
 
+# None in sys.modules makes an import fail as if the package were not installed.
+WITHOUT_TORCH = WARM_START.replace(
+    "import json,", "import sys; sys.modules['torch'] = None\nimport json,"
+)
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel", "multiclass"])
+def test_a_model_never_seen_is_served_without_torch_where_its_net_was_drawn(
+    specs: dict[str, ModelSpec], drawn_dir: Path, task: str
+) -> None:
+    values = json.dumps(asdict(specs[task]), default=str)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, values, str(drawn_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert folder_of(specs[task], drawn_dir).is_dir()
+
+
 def test_a_cold_start_without_torch_says_what_is_missing(
     specs: dict[str, ModelSpec], tmp_path: Path
 ) -> None:
     values = json.dumps(asdict(specs["binary"]), default=str)
-    # None in sys.modules makes an import fail as if the package were not installed.
-    script = WARM_START.replace(
-        "import json,", "import sys; sys.modules['torch'] = None\nimport json,"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", script, values, str(tmp_path)],
+        [sys.executable, "-c", WITHOUT_TORCH, values, str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "torch, which converts, is not installed" in done.stderr
+    assert "torch, which draws one, is not installed" in done.stderr

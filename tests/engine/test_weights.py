@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.engine.weights import load_net
+from app.engine.nets import load_net
 from app.errors import EngineError, ModelDamaged
 from app.types import ModelSpec
 from tests.engine.conftest import WriteSpec
@@ -19,6 +19,21 @@ def test_float16_on_disk_is_float32_in_the_net(specs: dict[str, ModelSpec]) -> N
     assert not net.training
     assert {p.dtype for p in net.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_any_type_of_float_on_disk_keeps_its_numbers(
+    write_spec: WriteSpec, dtype: torch.dtype
+) -> None:
+    stored: dict[str, torch.Tensor] = {}
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state.update({name: value.to(dtype) for name, value in state.items()})
+        stored.update(state)
+
+    state = load_net(write_spec(change=change)).state_dict()
+    for name, value in stored.items():
+        assert torch.equal(state[name], value.float())
 
 
 def _drop(state: dict[str, torch.Tensor]) -> None:
@@ -37,6 +52,14 @@ def _poison(state: dict[str, torch.Tensor]) -> None:
     state["final.bias"][0] = float("nan")
 
 
+def _exceed(state: dict[str, torch.Tensor]) -> None:
+    state["final.bias"] = torch.full((1,), 1e39, dtype=torch.float64)
+
+
+def _squeeze(state: dict[str, torch.Tensor]) -> None:
+    state["final.bias"] = state["final.bias"].to(torch.float8_e4m3fn)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -44,6 +67,8 @@ def _poison(state: dict[str, torch.Tensor]) -> None:
         (_shrink, ["`final.weight` has shape (1, 7, 1, 1)", "expects (1, 32, 1, 1)"]),
         (_add, ["hold tensor `stray` of shape (2, 3)", "ternausnet11 does not know"]),
         (_poison, ["`final.bias` holds NaN or infinity"]),
+        (_exceed, ["`final.bias` holds NaN or infinity"]),
+        (_squeeze, ["`final.bias` has type F8_E4M3"]),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
