@@ -14,12 +14,15 @@ import numpy as np
 from app.engine.child import in_a_child
 from app.engine.converter import MODEL
 from app.engine.findings import key_of
-from app.engine.kept import kept, whole
+from app.engine.kept import kept, used, whole
 from app.engine.templates import fill, template, template_name
 from app.errors import EngineError
 from app.types import ModelSpec, Pixels
 
 log = logging.getLogger("ternaus.conversion")
+
+# Of each kind; some 90 MB each in float32. One that is needed again is filled again.
+MOST = 16
 
 
 def converted(spec: ModelSpec, cache_dir: Path, *, beside: bool = False) -> Path:
@@ -31,13 +34,13 @@ def converted(spec: ModelSpec, cache_dir: Path, *, beside: bool = False) -> Path
     the mask of `binary` and `multilabel` as (N, C, H, W) bool. All of N, H and W are free. Raises
     ModelDamaged for weights that do not fit and EngineError as `template`.
     """
-
     folder = cache_dir / f"openvino-{conversion_key(spec)}"
     if not whole(folder):
         # Before there is a draft of ours: that of a template ends with us, however we end.
         drawn = template(spec, cache_dir, beside=beside)
         log.info("converting %s for OpenVINO", spec.label)
         kept(folder, lambda draft: fill(drawn, spec, draft / MODEL))
+    used(folder, most=MOST)
     return folder / MODEL
 
 
@@ -54,7 +57,6 @@ def quantised(
         "conversion": conversion_key(spec),
         "sample": hashlib.sha256(repr(sample.shape).encode() + sample.tobytes()).hexdigest(),
     }
-
     folder = cache_dir / f"openvino-int8-{key_of(key)}"
     if not whole(folder):
         if find_spec("nncf") is None:
@@ -73,6 +75,7 @@ def quantised(
 
         log.info("quantising %s, in a process of its own", spec.label)
         kept(folder, make)
+    used(folder, most=MOST)
     return folder / MODEL
 
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -97,24 +97,9 @@ def draw(architecture: str, parameters: Mapping[str, Any], task: Task, folder: P
         family.layout(**given, classes=CLASSES), family.layout(**given, classes=CLASSES + 1)
     )
     net = family.build(**given, classes=CLASSES)
-    # Their values are inputs too; zeros are as good as any.
+    # The normalisation is an input like the weights, so that any will do here.
     core = Core(net, task=task, mean=(0.0,) * 3, std=(1.0,) * 3, packed=False).eval()
-    # Counters of training steps are no part of what is computed.
-    tensors = {
-        name: value.detach()
-        for name, value in (*core.named_parameters(), *core.named_buffers())
-        if value.is_floating_point()
-    }
-    places = [(core.get_submodule(name.rpartition(".")[0]), name) for name in tensors]
-    for module, name in places:
-        # Plain attributes from here on, so that the trace sees where each comes from.
-        delattr(module, name.rpartition(".")[2])
-
-    def run(pixels: Any, thresholds: Any, *values: Any) -> Any:
-        for (module, name), value in zip(places, values, strict=True):
-            setattr(module, name.rpartition(".")[2], value)
-        return core(pixels, thresholds)
-
+    run, tensors = _opened(core)
     side = family.stride * 2
     example = (torch.zeros(1, side, side, 3, dtype=torch.uint8), torch.full((1,), 0.5))
     with warnings.catch_warnings():
@@ -129,19 +114,41 @@ def draw(architecture: str, parameters: Mapping[str, Any], task: Task, folder: P
     frontend = FrontEndManager().load_by_framework("pytorch")
     # The decoder is asked during the conversion, and nothing but this name keeps it alive.
     decoder = TorchScriptPythonDecoder(traced)
-    given_graph = frontend.load(decoder)
-    shapes = [
-        [-1, -1, -1, 3],
-        [-1],
-        *(_free(name, value, layout) for name, value in tensors.items()),
-    ]
-    for place, shape in zip(given_graph.get_inputs(), shapes, strict=True):
-        given_graph.set_partial_shape(place, openvino.PartialShape(shape))
-    model = frontend.convert(given_graph)
+    source = frontend.load(decoder)
+    shapes = [[-1, -1, -1, 3], [-1], *(_free(n, value, layout) for n, value in tensors.items())]
+    for place, shape in zip(source.get_inputs(), shapes, strict=True):
+        source.set_partial_shape(place, openvino.PartialShape(shape))
+    model = frontend.convert(source)
     for place, name in zip(model.get_parameters()[2:], tensors, strict=True):
         place.set_friendly_name(name)
     openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
     (folder / LAYOUT).write_text(json.dumps(layout), encoding="utf-8")
+
+
+def _opened(core: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """`core` as a function of its inputs and of its tensors, and these by their names.
+
+    The counters of training steps that a batch norm keeps are none of them: nothing is computed
+    from them. `core` is good for nothing else afterwards.
+    """
+    tensors = {
+        name: value.detach()
+        for name, value in (*core.named_parameters(), *core.named_buffers())
+        if value.is_floating_point()
+    }
+    places = []
+    for name in tensors:
+        module, _, attribute = name.rpartition(".")
+        places.append((core.get_submodule(module), attribute))
+        # A plain attribute from here on, so that a trace sees where it comes from.
+        delattr(*places[-1])
+
+    def run(pixels: Any, thresholds: Any, *values: Any) -> Any:
+        for (module, attribute), value in zip(places, values, strict=True):
+            setattr(module, attribute, value)
+        return core(pixels, thresholds)
+
+    return run, tensors
 
 
 def _layout(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[int | None]]:

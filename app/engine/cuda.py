@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 
 from app.engine.base import Precision, check_batch, stacked
 from app.engine.core import Core
-from app.engine.fusion import choosing, fuse, fused
+from app.engine.fair_lock import FairLock
+from app.engine.faults import chain_of
+from app.engine.fusion import choosing, fuse, fused, fusing
 from app.engine.recent import Recent
 from app.engine.torch_engine import Launched, TorchEngine
 from app.errors import DeviceOutOfMemory, EngineError, InferenceFailed
@@ -40,6 +43,11 @@ TIMED_RUNS = 5
 # Batches that are on their way up: one behind the one that is computed, and one that may turn out
 # not to be wanted.
 COMING = 2
+# Of each device, for all engines on it. While one captures, no other thread may wait for the whole
+# device or try algorithms out: that would spoil the capture
+# (https://docs.nvidia.com/cuda/cuda-c-programming-guide/, "Prohibited and Unhandled Operations" of
+# stream capture). And `torch.backends.cudnn.benchmark` is one switch for the process.
+_LOCKS: dict[torch.device, FairLock] = {}
 Key = tuple[int, int, int]
 
 
@@ -80,18 +88,10 @@ class CudaEngine(TorchEngine):
     ) -> None:
         """Load and place. Raises ModelDamaged and EngineError, DeviceOutOfMemory included in it."""
         # float32 means float32: TensorFloat-32, torch's default for convolutions, keeps 10 bits.
-        torch.backends.cudnn.allow_tf32 = False
+        # Not by `allow_tf32`, which some versions of torch warn of.
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         try:
             super().__init__(spec, precision=precision, device=device, batch_sizes=batch_sizes)
-            assert self._core is not None
-            self._layers = fuse(self._core, torch.cudnn_convolution_relu)
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            self._upwards = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            # Blocking: the thread sleeps instead of spinning, and leaves its core to the decoders.
-            self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            self._pool = torch.cuda.graph_pool_handle()
-            # What was placed on the default stream must be there before another stream reads it.
-            torch.cuda.synchronize(self.device)
         except RuntimeError as exc:
             raise EngineError(f"{spec.label} cannot be placed on {device}: {exc}") from exc
         self._graphs: Recent[Key, Captured] = Recent(GRAPHS)
@@ -99,6 +99,22 @@ class CudaEngine(TorchEngine):
         # batch that is being computed.
         self._coming: Recent[int, Coming] = Recent(COMING)
         self._coming_lock = threading.Lock()
+
+    def _placed(self, core: Core) -> Core:
+        self._lock = _LOCKS.setdefault(self.device, self._lock)
+        with self._lock, torch.cuda.device(self.device):
+            placed = super()._placed(core)
+            self._layers = fuse(placed, torch.cudnn_convolution_relu)
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            # torch hands the same few streams out again and again. Those of another priority are
+            # others: what goes up is never on a stream that is being captured.
+            self._upwards = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
+            # Blocking: the thread sleeps instead of spinning, and leaves its core to the decoders.
+            self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+            # What was placed on the default stream must be there before another stream reads it.
+            torch.cuda.synchronize(self.device)
+        return placed
 
     def stage(self, tiles: Sequence[Pixels]) -> Pixels:
         """In pinned memory, and on its way up. A device that has no room for it, or is lost, is
@@ -120,7 +136,9 @@ class CudaEngine(TorchEngine):
         return pixels
 
     def prepare(self, height: int, width: int, batch: int) -> None:
-        """Choose cuDNN's algorithms for the shape and capture a graph; `infer` waits meanwhile."""
+        """Choose cuDNN's algorithms for the shape and capture a graph. Batches wait meanwhile, on
+        every engine of the device: prepare one shape after the other, so that they come in between.
+        """
         key = (batch, height, width)
         blank = np.zeros((batch, height, width, 3), np.uint8)
         check_batch(self.spec, blank, np.zeros(batch, np.float32))
@@ -129,7 +147,7 @@ class CudaEngine(TorchEngine):
             if key in self._graphs:
                 return
             try:
-                with torch.cuda.device(self.device), torch.inference_mode(), _benchmark():
+                with torch.cuda.device(self.device), torch.inference_mode():
                     self._graphs.put(key, self._capture(core, blank))
             except (RuntimeError, MemoryError) as exc:
                 raise self._fault(exc, f"capture of {batch} x {height} x {width}") from exc
@@ -249,21 +267,28 @@ class CudaEngine(TorchEngine):
         pixels = torch.zeros(blank.shape, dtype=torch.uint8, device=self.device)
         thresholds = torch.full((len(blank),), 0.5, device=self.device)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            # Something to compare the two ways of a layer on.
-            pixels.random_(0, 256)
+        with torch.cuda.stream(self._stream), _benchmark():
+            # Something to compare the two ways of a layer on. Not drawn on the device: torch's
+            # generator takes part in every capture.
+            noise = np.random.default_rng(0).integers(0, 256, blank.shape, np.uint8)
+            pixels.copy_(torch.from_numpy(noise))
             with choosing(self._layers, _seconds):
                 core(pixels, thresholds, False)
-            count = fused(self._layers, lambda: core(pixels, thresholds, False))
-            for _ in range(WARM_RUNS - 1):
-                core(pixels, thresholds, False)
-        self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # thread_local: another engine's thread may allocate meanwhile without spoiling the capture.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            mask, _, total = core(pixels, thresholds, False)
+        # Only here: algorithms are kept for each thread, so that on another one a layer in one
+        # kernel would be computed by one that nobody timed or compared.
+        with fusing(self._layers):
+            with torch.cuda.stream(self._stream), _benchmark():
+                count = fused(self._layers, lambda: core(pixels, thresholds, False))
+                for _ in range(WARM_RUNS - 1):
+                    core(pixels, thresholds, False)
+            self._stream.synchronize()
+            # Not in the capture itself: what does not fit then would be tried out, and spoil it.
+            # thread_local: the thread that stages the next batch may allocate meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                mask, _, total = core(pixels, thresholds, False)
         return Captured(
             graph=graph,
             pixels=pixels,
@@ -283,7 +308,12 @@ class CudaEngine(TorchEngine):
             # again by whoever asked for them.
             self._graphs.clear()
             self._forget_coming()
-            torch.cuda.empty_cache()
+            # What the batch had computed so far lives in the frames that it was computed in, and
+            # they as long as the error.
+            for one in chain_of(error):
+                traceback.clear_frames(one.__traceback__)
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
         return found
 
     def _alive(self) -> bool:

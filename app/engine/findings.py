@@ -12,11 +12,14 @@ from typing import Any
 
 from app.errors import EngineError
 
+# Of a name that `key_of` gives, in hexadecimal digits.
+KEY_LENGTH = 32
+
 
 def key_of(facts: Mapping[str, Any]) -> str:
     """A name for a set of facts: equal facts, equal name."""
     text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def recall(path: Path) -> dict[str, Any] | None:

@@ -3,13 +3,14 @@
     layers = fuse(net, torch.cudnn_convolution_relu)
     with choosing(layers, seconds):
         net(x)          # each layer tries both ways on what it is given
-    net(x)              # and takes the faster one from now on
+    with fusing(layers):
+        net(x)          # and takes the faster one
 
 torch computes the three one after the other, and on a device that multiplies as fast as those of
 today, reading and writing a large map twice more costs as much as the convolution. cuDNN does all
 in one pass. For some shapes it has no such kernel, and for some a slow one
 (https://github.com/pytorch/pytorch/issues/68506), so this is measured and never assumed. A shape
-that nobody chose for is computed as ever.
+that nobody chose for, and whatever is computed outside of `fusing`, is computed as ever.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ class ConvThenRelu(nn.Module):
         super().__init__()
         self.conv = conv
         self.seconds: Seconds | None = None
+        self.fusing = False
         self._kernel = kernel
         self._pays: Recent[torch.Size, bool] = Recent(_SHAPES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.seconds is not None and x.shape not in self._pays:
             self._pays.put(x.shape, self._choose(x, self.seconds))
-        return self._in_one(x) if self.pays(x.shape) else self._in_three(x)
+        return self._in_one(x) if self.fusing and self.pays(x.shape) else self._in_three(x)
 
     def pays(self, shape: torch.Size) -> bool:
         """Whether inputs of that shape are computed in one kernel."""
@@ -58,7 +60,11 @@ class ConvThenRelu(nn.Module):
 
     def _choose(self, x: torch.Tensor, seconds: Seconds) -> bool:
         try:
-            one, three = self._in_one(x), self._in_three(x)
+            three = self._in_three(x)
+            # The kernel is given its own fresh memory as something to add none of. It comes from
+            # where this was: one that multiplies it by nothing, and does not pass over it, shows.
+            torch.full_like(three, torch.nan)
+            one = self._in_one(x)
             apart = (one - three).abs().max().item()
             if not apart <= TOLERANCE[x.dtype] * three.abs().max().item():
                 return False
@@ -110,6 +116,18 @@ def choosing(layers: Sequence[ConvThenRelu], seconds: Seconds) -> Iterator[None]
     finally:
         for layer in layers:
             layer.seconds = None
+
+
+@contextlib.contextmanager
+def fusing(layers: Sequence[ConvThenRelu]) -> Iterator[None]:
+    """Within the block, layers compute in one kernel where that pays."""
+    for layer in layers:
+        layer.fusing = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.fusing = False
 
 
 def fused(layers: Sequence[ConvThenRelu], run: Callable[[], Any]) -> int:

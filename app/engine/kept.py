@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.engine.findings import recall, remember
+from app.engine.findings import KEY_LENGTH, recall, remember
 from app.errors import EngineError
 
 SEAL = "seal.json"
@@ -51,6 +51,24 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def used(folder: Path, *, most: int) -> None:
+    """It is needed now. Of its kind (its name but for the key) those that were needed last stay,
+    `most` of them: a server that is given new versions for months must not fill its disk.
+
+    Whoever has the files of another open keeps them until they are closed.
+    """
+    kind = folder.name.rpartition("-")[0]
+    alike = folder.parent.glob(f"{kind}-{'[0-9a-f]' * KEY_LENGTH}")
+    try:
+        os.utime(folder)
+        # A link is one to an image's own: it costs nothing.
+        last = sorted((p.stat().st_mtime, p) for p in alike if not p.is_symlink())
+    except OSError:
+        return  # another process tidies up, or the cache is not ours
+    for _, path in last[:-most]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def whole(folder: Path) -> bool:

@@ -89,13 +89,17 @@ def fill(folder: Path, spec: ModelSpec, target: Path) -> None:
     shape = (1, 3, 1, 1)
     mean = (np.array(spec.mean, np.float32) * np.float32(255)).reshape(shape)
     scale = (1 / (np.array(spec.std, np.float32) * np.float32(255))).reshape(shape)
-    values = {f"net.{name}": array for name, array in arrays.items()}
-    values |= {"mean": mean, "scale": scale}
+    values = {
+        **{f"net.{name}": array.astype(np.float32, copy=False) for name, array in arrays.items()},
+        "mean": mean,
+        "scale": scale,
+    }
     model = openvino.Core().read_model(folder / GRAPH)
     for place in model.get_parameters():
         name = place.get_friendly_name()
         if name in values:
-            constant = openvino.op.Constant(values[name].astype(np.float32, copy=False))
+            # Not copied: `values` outlives the graph.
+            constant = openvino.op.Constant(values[name], shared_memory=True)
             constant.set_friendly_name(name)
             place.output(0).replace(constant.output(0))
             model.remove_parameter(place)

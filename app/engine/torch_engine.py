@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from app.engine.base import FromHost, Precision, check_batch
 from app.engine.core import Core
 from app.engine.cores import quota_cores
+from app.engine.fair_lock import FairLock
 from app.engine.faults import verdict
 from app.engine.nets import load_net
 from app.errors import EngineError, EngineLost, InferenceFailed
@@ -51,7 +51,7 @@ class TorchEngine(FromHost):
         self.precision = precision
         self.trials: Mapping[str, Any] = {}
         self.device = torch.device(device)
-        self._lock = threading.Lock()
+        self._lock = FairLock()
         self._lost: EngineLost | None = None
         # Asked once: `describe` must answer when the device no longer does.
         self._device_name = device_name(self.device)
@@ -60,7 +60,7 @@ class TorchEngine(FromHost):
             torch.set_num_threads(cores)
         net = load_net(spec)
         core = Core(net, task=spec.task, mean=spec.mean, std=spec.std, dtype=DTYPES[precision])
-        self._core: Core | None = core.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._core: Core | None = self._placed(core.eval())
 
     def infer(
         self, pixels: Pixels, thresholds: NDArray[np.float32], *, probability: bool = False
@@ -101,6 +101,9 @@ class TorchEngine(FromHost):
     def close(self) -> None:
         with self._lock:
             self._core = None
+
+    def _placed(self, core: Core) -> Core:
+        return core.to(self.device).to(memory_format=torch.channels_last)
 
     def _launch(
         self,

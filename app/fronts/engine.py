@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvloop
@@ -88,6 +89,7 @@ class EngineEnd:
         self._served: Served | None = None
         self._changing: set[asyncio.Task[None]] = set()
         self._preparing: dict[asyncio.Future[None], Engine] = {}
+        self._preparer = ThreadPoolExecutor(1, "ternaus-preparer")
         self._published = 0.0
         self._due = False
 
@@ -329,9 +331,9 @@ class EngineEnd:
         return Form.of(self._models[number].spec, height, width, probability=probability)
 
     def prepare(self, number: int, height: int, width: int, batch: int) -> None:
-        """Have a shape prepared on a thread."""
+        """Have a shape prepared, one after the other: batches come in between."""
         engine = self.lane(number, height, width).engine
-        job = asyncio.get_running_loop().run_in_executor(None, engine.prepare, height, width, batch)
+        job = self.loop.run_in_executor(self._preparer, engine.prepare, height, width, batch)
         self._preparing[job] = engine
         job.add_done_callback(self._prepared)
 

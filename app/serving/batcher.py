@@ -422,18 +422,28 @@ class Batcher:
                 self._fail(items, exc)
                 return
             self._observer.retried("oom" if memory else "poison")
-            log.warning("batch of %d tiles %s failed, isolating: %r", len(items), lane.words, exc)
+            # As text: a record of the log may be kept, and the exception with it.
+            why = repr(exc)
+            log.warning("batch of %d tiles %s failed, isolating: %s", len(items), lane.words, why)
             if memory:
                 with self._lock:
                     self._lanes.lower(lane, len(items) // 2, self._clock.now() + _MEMORY_CAUTION_S)
-            part = 1 if len(items) <= 4 and not memory else (len(items) + 1) // 2
-            for at in range(0, len(items), part):
-                if self._lost is not None:
-                    self._fail(items[at:], NotReady("the engine is gone"))
-                    return
-                end = at + part
-                self._run(items[at:end], pixels[at:end], thresholds[at:end], "retry")
+        else:
+            self._computed(items, result, begun, trigger)
             return
+        # Not while the exception is handled: as long as it lives, so does all that was computed of
+        # the batch, and the halves would find no memory either.
+        part = 1 if len(items) <= 4 and not memory else (len(items) + 1) // 2
+        for at in range(0, len(items), part):
+            if self._lost is not None:
+                self._fail(items[at:], NotReady("the engine is gone"))
+                return
+            end = at + part
+            self._run(items[at:end], pixels[at:end], thresholds[at:end], "retry")
+
+    def _computed(self, items: list[Item], result: Inference, begun: float, trigger: str) -> None:
+        """Give a batch's results to those who wait."""
+        lane = items[0].lane
         seconds = self._clock.now() - begun
         with self._lock:
             self._lanes.costs.observe(lane, items=len(items), pixels=lane.pixels, seconds=seconds)

@@ -59,6 +59,9 @@ class House:
         self.device = device
         self.catalog = device.catalog
         self.host = HostPool(rules.host_threads or len(os.sched_getaffinity(0)))
+        # Shapes one after the other: batches come in between, and no picture waits for a thread
+        # that waits for the device.
+        self.preparer = HostPool(1)
         self.admission = Admission(
             rules.bounds,
             clock=self.clock,
@@ -73,6 +76,7 @@ class House:
             metrics=self.metrics,
             clock=self.clock,
             host=self.host,
+            preparer=self.preparer,
             limits=limits,
             tiling=tiling,
             tiles_in_flight=rules.tiles_in_flight,
@@ -189,5 +193,7 @@ class House:
     async def close(self) -> None:
         """Finish what is inside, then give the device back."""
         self.refuse()
-        await asyncio.to_thread(self.host.close)
+        self.segmenter.prepare_no_more()
+        for pool in (self.host, self.preparer):
+            await asyncio.to_thread(pool.close)
         await self.device.close()

@@ -9,6 +9,7 @@ dropped wherever it is.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -32,6 +33,8 @@ from app.serving.metrics import Metrics
 from app.serving.pool import HostPool
 from app.serving.series import Spread
 from app.types import Inference, Mask, Picture
+
+log = logging.getLogger("ternaus.segmenter")
 
 # The stages of a request whose seconds are told and counted, in their order.
 STAGES = ("receive", "decode", "queue", "infer", "encode")
@@ -125,6 +128,7 @@ class Segmenter:
     metrics: Metrics
     clock: Clock
     host: HostPool
+    preparer: HostPool
     limits: DecodeLimits
     tiling: Tiling
     tiles_in_flight: int
@@ -356,16 +360,26 @@ class Segmenter:
                 future.cancel()
 
     def _warm(self, lane: Lane) -> None:
-        """Have a shape that keeps coming prepared, once, on a host thread."""
+        """Have a shape that keeps coming prepared, once, on the thread for that."""
         heat = (self._heat.get(lane) or 0) + 1
         self._heat.put(lane, heat)
         # Now and then again: a device that ran out of memory has thrown its preparations away.
         if heat < _HOT or (heat - _HOT) % _AGAIN:
             return
         for size in lane.engine.batch_sizes:
-            job = self.host.run(lane.engine.prepare, lane.height, lane.width, size)
+            job = self.preparer.run(lane.engine.prepare, lane.height, lane.width, size)
             self._preparing[job] = lane.engine
-            job.add_done_callback(self._preparing.pop)
+            job.add_done_callback(self._prepared)
+
+    def _prepared(self, job: asyncio.Future[None]) -> None:
+        del self._preparing[job]
+        if not job.cancelled() and (exc := job.exception()) is not None:
+            log.warning("a shape could not be prepared: %s", exc)
+
+    def prepare_no_more(self) -> None:
+        """Of shapes that are to be prepared, only the one that has been begun is finished."""
+        for job in list(self._preparing):
+            job.cancel()
 
     async def forget(self, engine: Engine) -> None:
         """Let an engine go that no request holds: its hot shapes, and what prepares them."""

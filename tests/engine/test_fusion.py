@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from app.architectures.base import get
-from app.engine.fusion import ConvThenRelu, choosing, fuse, fused
+from app.engine.fusion import ConvThenRelu, choosing, fuse, fused, fusing
 
 # Convolutions that a ReLU follows at once, counted in the papers' figures: 8 of VGG11 or 13 of
 # VGG16, the centre, four steps up and the last block; with interpolation a step up has two.
@@ -77,9 +77,13 @@ def test_net_says_the_same_with_one_kernel(
     with choosing(layers, timer(1.0, 2.0)):
         net(x)
     kernel.calls = 0
+    assert torch.equal(net(x), expected)
+    assert kernel.calls == 0, "outside of `fusing` nothing has changed"
     passes = 2 if name.endswith("pyramid") else 1
-    assert fused(layers, lambda: net(x)) == passes * count == kernel.calls
-    torch.testing.assert_close(net(x), expected)
+    with fusing(layers):
+        assert fused(layers, lambda: net(x)) == passes * count == kernel.calls
+        torch.testing.assert_close(net(x), expected)
+    assert torch.equal(net(x), expected)
 
 
 @pytest.mark.parametrize("name", ["unet", "unet-surgical", "albunet34"])
@@ -90,7 +94,8 @@ def test_other_nets_are_left_right(name: str) -> None:
     layers = fuse(net, Kernel())
     with choosing(layers, timer(1.0, 2.0)):
         net(x)
-    torch.testing.assert_close(net(x), expected)
+    with fusing(layers):
+        torch.testing.assert_close(net(x), expected)
 
 
 @torch.inference_mode()
@@ -105,10 +110,11 @@ def test_each_shape_is_chosen_for_by_itself_and_once(layer: tuple[ConvThenRelu, 
     assert one.pays(small.shape)
     assert not one.pays(large.shape)
     kernel.calls = 0
-    one(large)
-    assert kernel.calls == 0
-    one(small)
-    assert kernel.calls == 1
+    with fusing([one]):
+        one(large)
+        assert kernel.calls == 0
+        one(small)
+        assert kernel.calls == 1
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,27 @@ def test_drafts_of_killed_processes_are_swept_in_time(tmp_path: Path) -> None:
     assert names(tmp_path) == {"whole", ".draft-new"}
 
 
+def test_conversions_that_were_used_last_stay(tmp_path: Path) -> None:
+    def key(number: int) -> str:
+        return f"{number:032x}"
+
+    for number in range(6):
+        for kind in ("openvino", "openvino-int8"):
+            kept.kept(tmp_path / f"{kind}-{key(number)}", lambda draft: None)
+            moment = 1e9 + number
+            os.utime(tmp_path / f"{kind}-{key(number)}", (moment, moment))
+    (tmp_path / "findings-x.json").touch()
+    kept.used(tmp_path / f"openvino-{key(1)}", most=3)
+    assert names(tmp_path) == {
+        "findings-x.json",
+        *(f"openvino-{key(number)}" for number in (1, 4, 5)),
+        *(f"openvino-int8-{key(number)}" for number in range(6)),
+    }
+    # Gone in the meantime, or in a folder that nobody may change: nothing is lost.
+    kept.used(tmp_path / f"openvino-{key(0)}", most=3)
+    assert (tmp_path / f"openvino-{key(4)}").is_dir()
+
+
 def test_a_conversion_that_breaks_says_why(specs: dict[str, ModelSpec], tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="unknown architecture"):
         converted(replace(specs["binary"], architecture="nonet"), tmp_path)

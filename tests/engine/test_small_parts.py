@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from app.engine.cores import quota_cores
+from app.engine.fair_lock import FairLock
 from app.engine.faults import verdict
 from app.engine.findings import key_of, recall, remember
 from app.engine.recent import Recent
@@ -48,6 +51,58 @@ def test_a_device_that_no_longer_answers_is_lost(words: str) -> None:
     found = verdict(RuntimeError(words), alive=lambda: False, doing=DOING)
     assert isinstance(found, EngineLost)
     assert "\n" not in found.detail
+
+
+def test_memory_that_a_capture_lacked_is_told_by_what_came_first() -> None:
+    def capture() -> None:
+        try:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+    with pytest.raises(RuntimeError) as caught:
+        capture()
+    found = verdict(caught.value, alive=lambda: True, doing=DOING)
+    assert isinstance(found, DeviceOutOfMemory)
+
+
+def test_convolution_without_a_way_lacks_memory_or_the_device() -> None:
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    found = verdict(error, alive=lambda: True, doing=DOING)
+    assert isinstance(found, DeviceOutOfMemory)
+    assert "or no way to compute it" in found.detail
+    assert isinstance(verdict(error, alive=lambda: False, doing=DOING), EngineLost)
+
+
+def test_fair_lock_is_given_in_the_order_of_asking() -> None:
+    lock, order = FairLock(), []
+    inside, other = threading.Event(), threading.Event()
+
+    def greedy() -> None:
+        for turn in range(3):
+            with lock:
+                inside.set()
+                other.wait(30)
+                order.append(f"greedy {turn}")
+
+    def patient() -> None:
+        with lock:
+            order.append("patient")
+
+    threads = [threading.Thread(target=greedy), threading.Thread(target=patient)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    while lock._last < 2:
+        time.sleep(0.001)
+    other.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["greedy 0", "patient", "greedy 1", "greedy 2"]
+    with pytest.raises(KeyError), lock:
+        raise KeyError
+    with lock:
+        pass
 
 
 def test_a_device_that_answers_has_failed_this_batch_alone() -> None:

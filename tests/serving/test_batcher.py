@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -344,6 +345,35 @@ def test_law_5_memory_exhausted_halves_the_batch_and_remembers(bench: Bench) -> 
     assert bench.batcher._lanes.largest(Lane(engine, 32, 32), bench.clock.now()) <= 4
     bench.clock.advance(1000.0)
     assert bench.batcher._lanes.largest(Lane(engine, 32, 32), bench.clock.now()) == 8
+
+
+def test_law_5_halves_are_tried_when_nothing_of_the_batch_is_left(bench: Bench) -> None:
+    """What a net has computed so far lives in the frames of the error that ended it."""
+
+    class Map:
+        pass
+
+    left: list[weakref.ref[Map]] = []
+    alive_later: list[bool] = []
+
+    def no_room(pixels: Pixels) -> None:
+        alive_later.extend(one() is not None for one in left)
+        computed = Map()
+        if len(pixels) > 1:
+            left.append(weakref.ref(computed))
+            raise DeviceOutOfMemory("full")
+
+    gate = Gate()
+    engine = FakeEngine(before=gate)
+    first = bench.send(engine)
+    gate.wait_entered()
+    engine.before = no_room
+    futures = [bench.send(engine, value=200) for _ in range(4)]
+    gate.open()
+    assert value_of(first) is True
+    assert all(value_of(future) for future in futures)
+    assert alive_later
+    assert not any(alive_later)
 
 
 def test_law_5_tile_that_does_not_fit_alone_says_so(bench: Bench) -> None:
