@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -113,3 +114,24 @@ def engines(request: pytest.FixtureRequest) -> dict[str, Engine]:
     """Every CPU engine in turn: what the contract says holds for each."""
     found: dict[str, Engine] = request.getfixturevalue(f"{request.param}_engines")
     return found
+
+
+def template_of(spec: ModelSpec, cache_dir: Path) -> Path:
+    """Where the template of a model is kept."""
+    from app.engine.templates import template_name
+
+    return cache_dir / template_name(spec.architecture, spec.parameters, spec.task)
+
+
+@pytest.fixture
+def drawn_dir(
+    specs: dict[str, ModelSpec],
+    openvino_engines: dict[str, Engine],
+    cache_dir: Path,
+    tmp_path: Path,
+) -> Path:
+    """A cache that holds the templates of `specs`, and no conversion."""
+    for spec in specs.values():
+        folder = template_of(spec, cache_dir)
+        shutil.copytree(folder, tmp_path / "drawn" / folder.name, dirs_exist_ok=True)
+    return tmp_path / "drawn"

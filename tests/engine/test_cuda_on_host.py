@@ -141,6 +141,7 @@ def test_prepared_shapes_are_replayed_and_others_computed(
     assert Graph.replays == 1
     assert same(first, wanted)
     # The next replay writes over nothing that was given out.
+    assert first.bits is not None
     held = first.bits.copy()
     assert same(
         engine.infer(255 - tiles, limits(0.5, 0.5)),
@@ -154,6 +155,7 @@ def test_prepared_shapes_are_replayed_and_others_computed(
     assert Graph.replays == 3
     grey = engine.infer(tiles, limits(0.5, 0.5), probability=True).probability
     theirs = torch_engines["binary"].infer(tiles, limits(0.5, 0.5), probability=True).probability
+    assert grey is not None
     assert np.abs(grey.astype(int) - theirs).max() <= 1
     assert Graph.replays == 3
 

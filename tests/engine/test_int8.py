@@ -66,14 +66,14 @@ def test_shipped_model_keeps_its_mask_in_int8(
 
 def test_model_whose_masks_differ_is_served_as_if_int8_was_not_asked_for(
     specs: dict[str, ModelSpec],
-    tmp_path: Path,
+    drawn_dir: Path,
     tiles: Pixels,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(GATES, "int8", Tolerance(changed=0.0, iou=1.0, spare=0.0))
     with caplog.at_level(logging.WARNING, "ternaus.engine"):
-        engine = open_engine(specs["binary"], options(tmp_path), sample=tiles[0])
+        engine = open_engine(specs["binary"], options(drawn_dir), sample=tiles[0])
     said = engine.describe()
     engine.close()
     assert said["precision"] in ("float32", "bfloat16")
@@ -82,15 +82,15 @@ def test_model_whose_masks_differ_is_served_as_if_int8_was_not_asked_for(
 
 
 def test_int8_where_it_cannot_be_says_why(
-    specs: dict[str, ModelSpec], tmp_path: Path, tiles: Pixels, monkeypatch: pytest.MonkeyPatch
+    specs: dict[str, ModelSpec], drawn_dir: Path, tiles: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch_cpu = EngineOptions(device="cpu", backend="torch", precision="int8", batch_sizes=(1,))
     with pytest.raises(EngineError, match="int8 is for OpenVINO on the CPU, not for torch"):
         open_engine(specs["binary"], torch_cpu, sample=tiles[0])
     with pytest.raises(EngineError, match="needs the model's sample"):
-        open_engine(specs["binary"], options(tmp_path))
+        open_engine(specs["binary"], options(drawn_dir))
     monkeypatch.setattr(
         conversion, "find_spec", lambda name: None if name == "nncf" else find_spec(name)
     )
     with pytest.raises(EngineError, match=r"ternausnet-serve\[int8\]"):
-        open_engine(specs["binary"], options(tmp_path), sample=tiles[0])
+        open_engine(specs["binary"], options(drawn_dir), sample=tiles[0])

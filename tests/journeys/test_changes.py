@@ -29,7 +29,7 @@ pytestmark = pytest.mark.journey
 ADMIN = {"authorization": "Bearer sesame"}
 
 
-def publish(store: Path, work: Path, picture: Path, *, bias: float) -> None:
+def publish(store: Path, work: Path, picture: Path, *, bias: float, cache: str) -> None:
     """The next version through the command line. With another `bias` of the last layer than the
     shipped model's it has other weights, and so other masks.
     """
@@ -44,25 +44,25 @@ def publish(store: Path, work: Path, picture: Path, *, bias: float) -> None:
     done = ternaus(
         "models", "publish", str(work / "weights.safetensors"), "--name", MODEL,
         "--about", str(work / "about.json"), "--card", str(newest() / "README.md"),
-        "--sample", str(picture), "--store", str(store),
+        "--sample", str(picture), "--store", str(store), TERNAUS_CACHE_DIR=cache,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, warm_cache: str) -> Path:
     """A store with versions 1 and 2 of the shipped model, whose sample is a small piece of its
     own: what changes is looked at here, not how long a picture takes.
     """
     folder = tmp_path_factory.mktemp("prepared")
     with Image.open(io.BytesIO(sample()[0])) as image:
         image.crop((192, 0, 320, 128)).save(folder / "sample.png")
-    publish(folder / "origin", folder / "first", folder / "sample.png", bias=0.0)
+    publish(folder / "origin", folder / "first", folder / "sample.png", bias=0.0, cache=warm_cache)
     done = ternaus(
         "models", "copy", MODEL, "--from", str(folder / "origin"), "--store", str(folder / "store")
     )
     assert done.returncode == 0, done.stderr
-    publish(folder / "store", folder / "second", folder / "sample.png", bias=1.5)
+    publish(folder / "store", folder / "second", folder / "sample.png", bias=1.5, cache=warm_cache)
     return folder / "store"
 
 
