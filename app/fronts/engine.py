@@ -137,6 +137,8 @@ class EngineEnd:
         await self._tell_pace()
         code = await self._end
         pulse.cancel()
+        # Shapes that are to be prepared still are of no use to anybody.
+        self._preparer.shutdown(wait=False, cancel_futures=True)
         for guest in list(self._guests):
             # Whoever waits has been told why, if this end is not a good one.
             guest.link.flush()
@@ -339,8 +341,7 @@ class EngineEnd:
 
     def _prepared(self, job: asyncio.Future[None]) -> None:
         del self._preparing[job]
-        exc = job.exception()
-        if exc is not None:
+        if not job.cancelled() and (exc := job.exception()) is not None:
             log.warning("a shape could not be prepared: %s", exc)
 
 
