@@ -162,16 +162,18 @@ print(json.dumps({"seconds": seconds, "megabytes": int(peak[1]) / 1024 if peak e
 """
 
 
+def started(script: str, spec: ModelSpec, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own, with the model and a cache."""
+    values = json.dumps(asdict(spec), default=str)
+    return subprocess.run(
+        [sys.executable, "-c", script, values, str(folder)], capture_output=True, text=True
+    )
+
+
 def test_a_warm_start_imports_no_torch(
     specs: dict[str, ModelSpec], openvino_engines: Engines, cache_dir: Path
 ) -> None:
-    values = json.dumps(asdict(specs["binary"]), default=str)
-    done = subprocess.run(
-        [sys.executable, "-c", WARM_START, values, str(cache_dir)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = started(WARM_START, specs["binary"], cache_dir)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     print(f"warm start: {seen['seconds']:.2f} s, {seen['megabytes']:.0f} MB")
@@ -179,13 +181,7 @@ def test_a_warm_start_imports_no_torch(
 
 
 def test_a_cold_start_imports_no_torch_either(specs: dict[str, ModelSpec], tmp_path: Path) -> None:
-    values = json.dumps(asdict(specs["binary"]), default=str)
-    done = subprocess.run(
-        [sys.executable, "-c", WARM_START, values, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = started(WARM_START, specs["binary"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["megabytes"] < 800
 
@@ -340,13 +336,7 @@ WITHOUT_TORCH = WARM_START.replace(
 def test_a_model_never_seen_is_served_without_torch_where_its_net_was_drawn(
     specs: dict[str, ModelSpec], drawn_dir: Path, task: str
 ) -> None:
-    values = json.dumps(asdict(specs[task]), default=str)
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, values, str(drawn_dir)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = started(WITHOUT_TORCH, specs[task], drawn_dir)
     assert done.returncode == 0, done.stderr
     assert folder_of(specs[task], drawn_dir).is_dir()
 
@@ -354,12 +344,6 @@ def test_a_model_never_seen_is_served_without_torch_where_its_net_was_drawn(
 def test_a_cold_start_without_torch_says_what_is_missing(
     specs: dict[str, ModelSpec], tmp_path: Path
 ) -> None:
-    values = json.dumps(asdict(specs["binary"]), default=str)
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, values, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = started(WITHOUT_TORCH, specs["binary"], tmp_path)
     assert done.returncode == 1
     assert "torch, which draws one, is not installed" in done.stderr
