@@ -450,8 +450,12 @@ def train(
     ] = 0.3,
     schedule: Annotated[str, typer.Option(help="cosine, linear, poly, step, constant.")] = "cosine",
     half: Annotated[
-        bool, typer.Option("--half/--float32", help="Mixed precision (bfloat16), or not.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--half/--float32",
+            help="Mixed precision (bfloat16), or not. Default: where the device computes in it.",
+        ),
+    ] = None,
     average: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Memory of the weights' moving average.")
     ] = 0.99,

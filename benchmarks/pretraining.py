@@ -29,6 +29,8 @@ from app.training.charts import draw_lines
 from app.training.crops import crop_plan
 from app.training.journal import rows_of
 from app.training.plan import Plan
+from app.training.precision import computes_bfloat16
+from app.training.ranks import own_device
 from app.training.run import LOG
 from app.training.train import train
 
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--vgg16", required=True, help="`imagenet`, or a safetensors file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--nets", default="", help="only nets whose name has this in it")
-    parser.add_argument("--float32", action="store_true", help="not bf16: for CPUs without it")
+    parser.add_argument("--float32", action="store_true", help="also where bf16 is native")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--crop", type=int, default=256)
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
+    asked.float32 = asked.float32 or not computes_bfloat16(own_device())
     base = Plan(
         data={str(asked.data / town): share for town, share in SHARES.items()},
         validate=(str(asked.data / HELD_BACK),),

@@ -29,9 +29,9 @@ from app.training.examples import Example
 from app.training.losses import IGNORE
 from app.training.material import Material
 from app.training.nets import spec_of
-from app.training.plan import Plan
+from app.training.plan import DESCRIPTION, Plan
 from app.training.publishing import Recipe, publish
-from app.training.run import BEST, DESCRIPTION
+from app.training.run import BEST
 from app.training.segmenters import EngineSegmenter
 from app.training.sheet import Sheet
 

@@ -15,7 +15,9 @@ from app.training.classes import TASKS
 from app.training.crops import CropPlan, crop_plan
 from app.training.examples import Order, Reading
 from app.training.losses import PAPER
-from app.training.plan import Plan
+from app.training.plan import DESCRIPTION, LAST, Plan
+from app.training.precision import computes_bfloat16, half_of
+from app.training.ranks import own_device
 from app.types import Task
 
 ORDERS: tuple[Order, ...] = ("F", "C")
@@ -37,13 +39,19 @@ def plan(
     crop: int,
     augmentation: str,
     zoom: str | None,
+    half: bool | None,
     **rest: Any,
 ) -> Plan:
-    """Raises TrainingError for what is not understood. `rest`: fields of Plan, as they are."""
+    """Raises TrainingError for what is not understood. `rest`: fields of Plan, as they are.
+
+    Without a word on `half`, a run that lies in `out` keeps its own, on whatever device it goes on.
+    """
     if out is None:
         if name is None:
             raise TrainingError("a run needs `--name` (the model) or `--out` (its folder)")
         out = Path("runs") / name
+    if half is None:
+        half = half_of(out / DESCRIPTION) if (out / LAST).exists() else None
     return Plan(
         data=shares(data),
         out=str(out),
@@ -53,6 +61,7 @@ def plan(
         loss=weights(loss) or dict(PAPER),
         class_weights=tuple(class_weights),
         crop=_zoomed(crop_plan(augmentation, crop), zoom),
+        half=computes_bfloat16(own_device()) if half is None else half,
         **rest,
     )
 

@@ -16,6 +16,8 @@ from app.training.examples import Reading
 from app.training.losses import PAPER, Objective
 from app.training.schedule import SCHEDULES
 
+# In a run's folder: its plan, and all that it needs to go on.
+DESCRIPTION, LAST = "run.json", "last.pt"
 # What may differ between a run and its resumption without changing a number of it.
 _FREE = ("out", "report", "save", "workers", "memory", "charts")
 
@@ -29,8 +31,8 @@ class Plan:
     optimiser steps of `accumulate` batches of `batch` crops. The encoder learns at `encoder_rate`
     times `rate`, and not at all for the first `freeze` steps. `average` is the longest memory of
     the moving average of the weights. Larger pictures are scaled down to `longest_side`, in
-    training and ever after. `style_mix`: how often crops lend each other their style. `memory`:
-    bytes of pictures kept decoded.
+    training and ever after. `half`: bfloat16 where it is safe. `style_mix`: how often crops lend
+    each other their style. `memory`: bytes of pictures kept decoded.
     """
 
     data: Mapping[str, float]
@@ -61,7 +63,7 @@ class Plan:
     class_weights: tuple[float, ...] = ()
     crop: CropPlan = field(default_factory=CropPlan)
     style_mix: float = 0.0
-    half: bool = True
+    half: bool = False
     seed: int = 1
     report: int = 10
     save: int = 25

@@ -48,6 +48,14 @@ class Ranks:
         found: torch.Tensor = _Sum.apply(sums)
         return found
 
+    def same(self, value: bool) -> bool:
+        """Whether every process says the same."""
+        if self.count == 1:
+            return True
+        said = torch.tensor([value, not value], dtype=torch.int64, device=self.device)
+        dist.all_reduce(said)
+        return 0 in said.tolist()
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:
@@ -76,13 +84,18 @@ class _Sum(torch.autograd.Function):
         return total
 
 
+def own_device() -> torch.device:
+    """Where a process that is alone trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def join_ranks(batch: int) -> Ranks:
     """Meet the other processes that `torchrun` started, if it did.
 
     Raises TrainingError where the batch cannot be shared out evenly.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched():
-        return Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return Ranks(0, 1, own_device())
     cuda = torch.cuda.is_available()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")

@@ -30,14 +30,14 @@ from app.training.journal import Journal
 from app.training.losses import Objective
 from app.training.material import Material
 from app.training.nets import NetEngine, build, normalise, spec_of
-from app.training.plan import Plan
+from app.training.plan import DESCRIPTION, LAST, Plan
 from app.training.ranks import Ranks, Share
 from app.training.schedule import factor
 from app.training.scores import Counts, count, mean
 from app.training.segmenters import Answer, EngineSegmenter
 from app.training.styles import StyleMixing
 
-LAST, BEST, LOG, DESCRIPTION = "last.pt", "best.safetensors", "log.jsonl", "run.json"
+BEST, LOG = "best.safetensors", "log.jsonl"
 
 Crop = tuple[torch.Tensor, torch.Tensor]
 

@@ -22,6 +22,7 @@ from app.training.finishing import About, finish
 from app.training.journal import Journal, Listener
 from app.training.material import Material
 from app.training.plan import Plan
+from app.training.precision import computes_bfloat16
 from app.training.progress import Bar
 from app.training.ranks import Ranks, join_ranks
 from app.training.run import Run, require_place
@@ -82,7 +83,14 @@ def _begin(plan: Plan, *, resume: bool) -> Ranks:
     """What can be refused without a look at the data."""
     plan.check()
     require_place(plan, resume=resume)
-    return join_ranks(plan.batch)
+    ranks = join_ranks(plan.batch)
+    if not ranks.same(plan.half):
+        ranks.close()
+        raise TrainingError(
+            "some of the machines compute in bfloat16 and some do not\n"
+            "hint: give all of them `--float32`, or `--half`"
+        )
+    return ranks
 
 
 def _console(ranks: Ranks) -> Console:
@@ -107,11 +115,21 @@ def _run(plan: Plan, ranks: Ranks, *, resume: bool, console: Console) -> tuple[P
         bar = Bar(plan.steps, epoch_steps=material.epoch_steps(plan), console=console)
         return Journal(path, [bar, *_charts(plan, step)])
 
+    say(_place(plan, ranks))
     run = Run(plan, material, ranks, resume=resume, journal=journal, say=say)
     try:
         return run.go(), material
     finally:
         run.journal.close()
+
+
+def _place(plan: Plan, ranks: Ranks) -> str:
+    """Where and in what the run computes, and what is wrong with that."""
+    processes = f"{ranks.count} processes on " if ranks.count > 1 else ""
+    words = f"training: {processes}{ranks.device.type}, {'bfloat16' if plan.half else 'float32'}"
+    if plan.half and not computes_bfloat16(ranks.device):
+        words += "; bfloat16 is emulated here, many times slower than `--float32`"
+    return words
 
 
 def _counting(show: Callable[[str], None]) -> Callable[[], None]:

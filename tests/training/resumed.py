@@ -37,6 +37,10 @@ def main(folder: str, out: str, step: int) -> None:
     torch.set_num_threads(1)
     plan = tiny(Path(folder), out=out)
     ranks = join_ranks(plan.batch)
+    # What several processes agree on, and what they do not.
+    assert ranks.same(True)
+    assert ranks.same(False)
+    assert ranks.same(ranks.first) == (ranks.count == 1)
     run = Run(
         plan,
         Material.of(plan),

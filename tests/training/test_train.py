@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
+from torch import nn
 from typer.testing import CliRunner
 
 from app.cli import app
@@ -25,8 +27,9 @@ from app.training.examples import Reading
 from app.training.journal import Journal, rows_of
 from app.training.losses import PAPER
 from app.training.material import Material
+from app.training.precision import computes_bfloat16
 from app.training.progress import Bar
-from app.training.train import About, train_and_publish
+from app.training.train import About, train, train_and_publish
 from tests.training.pictures import write_pairs
 from tests.training.runs import QUIET, tiny
 
@@ -215,6 +218,57 @@ def test_command_trains_publishes_and_evaluates(
     assert plan["loss"] == {"cross-entropy": 1.0, "dice": 0.5} != PAPER
     assert plan["half"] is False
     assert (plan["crop"]["zoom"], plan["average"]) == ([0.8, 1.25], 0.9)
+
+
+def planned(out: Path, half: bool | None = None) -> Any:
+    return options.plan(
+        data=["a"], name=None, out=out, validate=(), classes=(), task=None, ignore=None, order="F",
+        upsampling=None, loss=(), class_weights=(), crop=64, augmentation="light", zoom=None,
+        half=half,
+    )  # fmt: skip
+
+
+def test_precision_is_what_the_device_computes_and_a_run_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for native in (True, False):
+        monkeypatch.setattr(options, "computes_bfloat16", lambda device, native=native: native)
+        assert planned(tmp_path / "new").half is native
+        assert planned(tmp_path / "new", half=not native).half is not native
+        run = tmp_path / str(native)
+        run.mkdir()
+        (run / "run.json").write_text(json.dumps({"plan": {"half": not native}}))
+        # Nothing was learnt there yet: the run begins afresh, on the device that is here.
+        assert planned(run).half is native
+        (run / "last.pt").touch()
+        assert planned(run).half is not native
+        (run / "run.json").write_text("{")
+        assert planned(run).half is native
+
+
+def test_processor_is_asked_what_its_convolutions_ask() -> None:
+    layer, x = nn.Conv2d(8, 8, 3), torch.zeros(1, 8, 16, 16)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as seen, torch.no_grad():
+        layer.bfloat16()(x.bfloat16())
+    kernels = {event.key for event in seen.key_averages()}
+    assert "aten::convolution" in kernels
+    native = "aten::mkldnn_convolution" in kernels
+    assert computes_bfloat16(torch.device("cpu")) is native
+
+
+def test_emulated_precision_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for native, half in ((True, True), (False, True), (False, False)):
+        monkeypatch.setattr(
+            "app.training.train.computes_bfloat16", lambda device, native=native: native
+        )
+        plan = tiny(tmp_path, steps=1, score=9, half=half, out=str(tmp_path / f"{native}-{half}"))
+        train(plan, console=Console(file=sys.stdout, width=200))
+        said = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("training: "))
+        assert f"cpu, {'bfloat16' if half else 'float32'}" in said
+        assert ("emulated" in said) == (half and not native)
 
 
 def test_command_tells_mistakes_in_a_sentence(tmp_path: Path) -> None:
