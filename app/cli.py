@@ -584,6 +584,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model through its engine or a server: IoU, Dice, edges, a sweep of thresholds."""
+    from rich.console import Console
+
     from app.serving.catalog import Sample
     from app.training.evaluate import evaluate_places
     from app.training.segmenters import EngineSegmenter, HttpSegmenter, Segmenter
@@ -607,6 +609,7 @@ def evaluate(
             ignore=ignore_label,
             order=rle_order,
             sheet=sheet,
+            console=Console(stderr=True),
         )
     finally:
         if engine is not None:

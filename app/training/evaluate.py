@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from app.errors import TrainingError
 from app.training.boundaries import band, width_of
 from app.training.examples import Example
 from app.training.losses import IGNORE
+from app.training.progress import counted
 from app.training.scenes import Labels
 from app.training.scores import NOTHING, Counts, Scores, count, mean
 from app.training.segmenters import Answer, Answering, Segmenter
@@ -214,18 +216,22 @@ def evaluate_places(
     ignore: int | None = None,
     order: str = "F",
     sheet: Path | None = None,
+    console: Console | None = None,
 ) -> Report:
     """Score a model on all pictures of `places`, read with its own classes unless others are given.
 
-    `sheet`: where a PNG of the best and worst goes. Raises TrainingError that lists everything bad
-    in the data, before the first picture is scored.
+    `sheet`: where a PNG of the best and worst goes; `console`: where progress is shown. Raises
+    TrainingError that lists everything bad in the data, before the first picture is scored.
     """
     from app.training.options import reading
     from app.training.sheet import Sheet
 
+    console = console or Console(quiet=True)
     model = segmenter.model
     texts = tuple(classes) or tuple(c.name for c in model.classes)
-    found = survey(places, reading(classes=texts, task=model.task, ignore=ignore, order=order))
+    how = reading(classes=texts, task=model.task, ignore=ignore, order=order)
+    with counted("looking at the data", console) as tick:
+        found = survey(places, how, tick=tick)
     for place in found:
         if len(place.classes) != len(model.classes):
             raise TrainingError(
@@ -234,11 +240,15 @@ def evaluate_places(
             )
     require_sound(None, found, skip_bad=False)
     frames = Sheet(model.task, len(model.classes))
-    report = evaluate(
-        segmenter,
-        (checked.example for place in found for checked in place.checked),
-        seen=frames.show if sheet is not None else lambda *_: None,
-    )
+    examples = [checked.example for place in found for checked in place.checked]
+    with counted("scoring", console, len(examples)) as tick:
+
+        def seen(*scored: Any) -> None:
+            if sheet is not None:
+                frames.show(*scored)
+            tick()
+
+        report = evaluate(segmenter, examples, seen=seen)
     if sheet is not None:
         sheet.write_bytes(frames.png())
     return report

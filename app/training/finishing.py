@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from app import __version__
@@ -26,12 +27,14 @@ from app.engine.choose import EngineOptions, open_engine
 from app.store.store import ModelStore
 from app.training.evaluate import Report, evaluate
 from app.training.examples import Example
+from app.training.journal import rows_of
 from app.training.losses import IGNORE
 from app.training.material import Material
 from app.training.nets import spec_of
 from app.training.plan import DESCRIPTION, Plan
+from app.training.progress import counted
 from app.training.publishing import Recipe, publish
-from app.training.run import BEST
+from app.training.run import BEST, LOG
 from app.training.segmenters import EngineSegmenter
 from app.training.sheet import Sheet
 
@@ -52,14 +55,20 @@ class About:
 
 
 def finish(
-    plan: Plan, material: Material, *, store: ModelStore, about: About, options: EngineOptions
+    plan: Plan,
+    material: Material,
+    *,
+    store: ModelStore,
+    about: About,
+    options: EngineOptions,
+    console: Console,
 ) -> str:
     """Publish the best weights of a finished run; the label. Once: a resumed run gets the same."""
     out = Path(plan.out)
     done = out / PUBLISHED
     if done.exists():
         return str(json.loads(done.read_text())["label"])
-    report = final_scores(plan, material, options=options)
+    report = final_scores(plan, material, options=options, console=console)
     (out / "scores.json").write_text(report.json())
     sample = out / "sample.png"
     sample.write_bytes(sample_of(material.validation, plan.longest_side))
@@ -96,18 +105,20 @@ def finish(
     return label
 
 
-def final_scores(plan: Plan, material: Material, *, options: EngineOptions) -> Report:
+def final_scores(
+    plan: Plan, material: Material, *, options: EngineOptions, console: Console
+) -> Report:
     """Scores at the threshold that the validation pictures ask for; also a contact sheet."""
     out = Path(plan.out)
     specs = [label.spec for label in material.classes]
-    sheet = Sheet(material.task, len(specs))
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         state = load_file(out / BEST)
         save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, weights)
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
 
-        def scored(threshold: float, sheet: Sheet) -> Report:
+        def scored(threshold: float) -> tuple[Report, Sheet]:
+            sheet = Sheet(material.task, len(specs))
             spec = spec_of(
                 plan,
                 material.task,
@@ -117,18 +128,33 @@ def final_scores(plan: Plan, material: Material, *, options: EngineOptions) -> R
                 threshold=threshold,
             )
             engine = open_engine(spec, options)
+            scenes = material.validation
             try:
-                return evaluate(EngineSegmenter(engine), material.validation, seen=sheet.show)
+                with counted("scoring what is published", console, len(scenes)) as tick:
+
+                    def seen(*parts: Any) -> None:
+                        sheet.show(*parts)
+                        tick()
+
+                    return evaluate(EngineSegmenter(engine), scenes, seen=seen), sheet
             finally:
                 engine.close()
 
-        report = scored(0.5, sheet)
+        # As the run found it, in its own precision: seldom another than that of these weights.
+        first = _threshold_of(out / LOG)
+        report, sheet = scored(first)
         best = report.best_threshold()
-        if best is not None and best != 0.5:
-            sheet = Sheet(material.task, len(specs))
-            report = scored(best, sheet)
+        if best is not None and best != first:
+            report, sheet = scored(best)
     (out / "sheet.png").write_bytes(sheet.png())
     return report
+
+
+def _threshold_of(log: Path) -> float:
+    """Of the weights that were kept: those of the first of the best rows."""
+    scored = [row for row in rows_of(log) if row.get("iou") is not None]
+    best = max(scored, key=lambda row: row["iou"], default={})
+    return float(best.get("threshold", 0.5))
 
 
 def sample_of(examples: tuple[Example, ...], longest: int | None = None) -> bytes:

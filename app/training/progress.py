@@ -1,13 +1,61 @@
-"""A run on the terminal: step and epoch, loss, IoU, pictures a second, time left."""
+"""A run on the terminal: step and epoch, loss, IoU, pictures a second, time left; pictures counted.
+
+Where no terminal is, there are plain lines, and never a long silence.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.training.journal import Row
+
+# Called once for each picture that is done.
+Tick = Callable[[], None]
+
+# Without a terminal, a line this often says how far it is.
+_EVERY_S = 60.0
+
+
+@contextmanager
+def counted(words: str, console: Console, total: int | None = None) -> Iterator[Tick]:
+    """Count pictures on a console that shows nothing else meanwhile."""
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    if console.is_terminal and not console.quiet:
+        with console.status(words) as status:
+            yield _count(words, total, each=status.update)
+    else:
+        yield _count(words, total, now_and_then=line)
+
+
+def _count(
+    words: str,
+    total: int | None,
+    *,
+    each: Callable[[str], None] = lambda text: None,
+    now_and_then: Callable[[str], None] = lambda text: None,
+) -> Tick:
+    done, due = 0, time.monotonic() + _EVERY_S
+    of = f" of {total}" if total is not None else ""
+
+    def tick() -> None:
+        nonlocal done, due
+        done += 1
+        text = f"{words}: {done}{of} pictures"
+        each(text)
+        if time.monotonic() >= due and done != total:
+            due = time.monotonic() + _EVERY_S
+            now_and_then(text)
+
+    return tick
 
 
 class Bar:
@@ -35,6 +83,16 @@ class Bar:
             self.console.print(
                 f"step {row['step']}/{self.steps} {self.words(row)}", highlight=False
             )
+
+    def scoring(self, total: int) -> Tick:
+        """So many pictures are about to be scored."""
+
+        def show(text: str) -> None:
+            self._progress.update(self._task, words=text)
+
+        if self.console.is_terminal:
+            return _count("scoring", total, each=show)
+        return _count("scoring", total, now_and_then=lambda text: self.console.print(text))
 
     def close(self) -> None:
         self._progress.stop()

@@ -31,6 +31,7 @@ from app.training.losses import Objective
 from app.training.material import Material
 from app.training.nets import NetEngine, build, normalise, spec_of
 from app.training.plan import DESCRIPTION, LAST, Plan
+from app.training.progress import Tick
 from app.training.ranks import Ranks, Share
 from app.training.schedule import factor
 from app.training.scores import Counts, count, mean
@@ -58,8 +59,10 @@ class Run:
         resume: bool,
         journal: Callable[[Path, int], Journal] = lambda path, step: Journal(path),
         say: Callable[[str], None] = lambda line: None,
+        scoring: Callable[[int], Tick] = lambda total: lambda: None,
     ) -> None:
         self.plan, self.material, self.ranks, self.say = plan, material, ranks, say
+        self._scoring = scoring
         self.out = Path(plan.out)
         self.last = self.out / LAST
         require_place(plan, resume=resume)
@@ -250,7 +253,9 @@ class Run:
         segmenter = EngineSegmenter(engine, probability=not exclusive)
         listed, lines = len(segmenter.model.listed), 1 if exclusive else len(THRESHOLDS)
         found = torch.zeros(len(material.validation), lines, listed, 3, dtype=torch.int64)
-        for index in range(ranks.rank, len(material.validation), ranks.count):
+        own = range(ranks.rank, len(material.validation), ranks.count)
+        tick = self._scoring(len(own))
+        for index in own:
             scene = material.validation[index].read()
             answer = segmenter.segment(scene.pixels)
             truths, valids = truth_of(scene.labels, material.task, len(specs))
@@ -260,6 +265,7 @@ class Run:
                     found[index, line, place] = torch.tensor(
                         [c.true_positive, c.false_positive, c.false_negative]
                     )
+            tick()
         return ranks.together(found.to(ranks.device)).cpu()
 
     # Keeping.

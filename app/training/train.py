@@ -8,7 +8,6 @@ Under `torchrun` every process calls this; the first one speaks, writes and publ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +22,7 @@ from app.training.journal import Journal, Listener
 from app.training.material import Material
 from app.training.plan import Plan
 from app.training.precision import computes_bfloat16
-from app.training.progress import Bar
+from app.training.progress import Bar, Tick, counted
 from app.training.ranks import Ranks, join_ranks
 from app.training.run import Run, require_place
 
@@ -64,8 +63,9 @@ def train_and_publish(
     if not is_name(about.name):
         raise TrainingError(f"a model cannot be named `{about.name}`: {NAME_RULE}")
     ranks = _begin(plan, resume=resume)
+    console = console or _console(ranks)
     try:
-        _, material = _run(plan, ranks, resume=resume, console=console or _console(ranks))
+        _, material = _run(plan, ranks, resume=resume, console=console)
     finally:
         ranks.close()
     if not ranks.first:
@@ -76,6 +76,7 @@ def train_and_publish(
         store=store,
         about=about,
         options=options or EngineOptions(precision="float32", batch_sizes=(1,)),
+        console=console,
     )
 
 
@@ -102,21 +103,26 @@ def _run(plan: Plan, ranks: Ranks, *, resume: bool, console: Console) -> tuple[P
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)
 
-    with console.status("looking at the data") as status:
-        material = Material.of(plan, say=say, tick=_counting(status.update))
+    with counted("looking at the data", console) as tick:
+        material = Material.of(plan, say=say, tick=tick)
     ranks.wait()
     if plan.charts and ranks.first and missing():
         wanting = " and ".join(f"no {_CHARTS[name]}" for name in missing())
         say(f"{wanting}: {', '.join(missing())} not installed\n{HINT}")
 
+    bars: list[Bar] = []
+
     def journal(path: Path, step: int) -> Journal:
         if not ranks.first:
             return Journal(path)
-        bar = Bar(plan.steps, epoch_steps=material.epoch_steps(plan), console=console)
-        return Journal(path, [bar, *_charts(plan, step)])
+        bars.append(Bar(plan.steps, epoch_steps=material.epoch_steps(plan), console=console))
+        return Journal(path, [*bars, *_charts(plan, step)])
+
+    def scoring(total: int) -> Tick:
+        return bars[0].scoring(total) if bars else lambda: None
 
     say(_place(plan, ranks))
-    run = Run(plan, material, ranks, resume=resume, journal=journal, say=say)
+    run = Run(plan, material, ranks, resume=resume, journal=journal, say=say, scoring=scoring)
     try:
         return run.go(), material
     finally:
@@ -130,17 +136,6 @@ def _place(plan: Plan, ranks: Ranks) -> str:
     if plan.half and not computes_bfloat16(ranks.device):
         words += "; bfloat16 is emulated here, many times slower than `--float32`"
     return words
-
-
-def _counting(show: Callable[[str], None]) -> Callable[[], None]:
-    seen = 0
-
-    def tick() -> None:
-        nonlocal seen
-        seen += 1
-        show(f"looking at the data: {seen} pictures")
-
-    return tick
 
 
 def _charts(plan: Plan, step: int) -> list[Listener]:

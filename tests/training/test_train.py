@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -28,7 +29,7 @@ from app.training.journal import Journal, rows_of
 from app.training.losses import PAPER
 from app.training.material import Material
 from app.training.precision import computes_bfloat16
-from app.training.progress import Bar
+from app.training.progress import Bar, counted
 from app.training.train import About, train, train_and_publish
 from tests.training.pictures import write_pairs
 from tests.training.runs import QUIET, tiny
@@ -320,6 +321,62 @@ def test_progress_names_what_matters(capsys: pytest.CaptureFixture[str]) -> None
         "step 2/10 epoch 0.50  loss 0.500  3.2 pictures/s  1.5 min left",
         "step 2/10 epoch 0.50  IoU 0.7500",
     ]
+
+
+def test_pictures_are_counted_now_and_then_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = [0.0]
+    monkeypatch.setattr("app.training.progress.time.monotonic", lambda: at[0])
+    console = Console(force_terminal=False, width=200)
+    with counted("scoring", console, 5) as tick:
+        for seconds in (30.0, 61.0, 62.0, 122.0, 300.0):
+            at[0] = seconds
+            tick()
+    # The last one says itself by what comes after.
+    assert capsys.readouterr().out.splitlines() == [
+        "scoring: 2 of 5 pictures", "scoring: 4 of 5 pictures",
+    ]  # fmt: skip
+    with counted("looking", console) as tick:
+        at[0] = 400.0
+        tick()
+    assert capsys.readouterr().out == "looking: 1 pictures\n"
+    bar = Bar(10, epoch_steps=4, console=console)
+    tick = bar.scoring(2)
+    at[0] = 500.0
+    tick()
+    bar.close()
+    assert capsys.readouterr().out == "scoring: 1 of 2 pictures\n"
+
+
+def test_pictures_are_counted_one_by_one_on_a_terminal() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80)
+    bar = Bar(10, epoch_steps=4, console=console)
+    tick = bar.scoring(2)
+    tick()
+    bar.close()
+    assert "scoring: 1 of 2 pictures" in out.getvalue()
+
+
+def test_published_weights_are_scored_once_where_the_run_knew_their_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tiny(tmp_path, steps=4)
+    thresholds = []
+
+    def opened(spec: Any, options: EngineOptions) -> Any:
+        thresholds.append(spec.threshold)
+        return open_engine(spec, options)
+
+    monkeypatch.setattr("app.training.finishing.open_engine", opened)
+    store = ModelStore(tmp_path / "store")
+    train_and_publish(plan, store=store, about=About("a"), options=TORCH, console=QUIET)
+    said = json.loads((tmp_path / "run" / "scores.json").read_text())
+    rows = [row for row in rows_of(tmp_path / "run" / "log.jsonl") if "iou" in row]
+    assert thresholds[0] == max(rows, key=lambda row: row["iou"])["threshold"]
+    assert thresholds[-1] == said["threshold"] == said["best_threshold"]
+    assert len(thresholds) == 1 + (thresholds[0] != said["best_threshold"])
 
 
 def test_curves_are_drawn_where_matplotlib_is(tmp_path: Path) -> None:
