@@ -17,6 +17,8 @@ import warnings
 from types import TracebackType
 from typing import Any
 
+from pydantic_core import to_json
+
 from app.errors import TernausError
 
 # C0 and C1 controls, and what some terminals and log readers take for the end of a line.
@@ -47,7 +49,12 @@ class JsonFormatter(logging.Formatter):
                 "message": str(record.exc_info[1]),
                 "stack": self.formatException(record.exc_info),
             }
-        return self._encode(event)
+        try:
+            line = to_json(event, fallback=str)
+        except ValueError:  # text that is no Unicode, such as half of a surrogate pair
+            return self._encode(event)
+        # What some readers take for the end of a line is outside of ASCII: the slow way escapes it.
+        return line.decode() if line.isascii() and b"\x7f" not in line else self._encode(event)
 
 
 class TextFormatter(logging.Formatter):

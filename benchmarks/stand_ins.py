@@ -13,7 +13,7 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.encodings import base as encodings
-from app.engine.base import FromHost, check_batch
+from app.engine.base import check_batch
 from app.types import ClassSpec, Halo, Inference, Mask, ModelSpec, Pixels
 
 STRIDE = 32
@@ -70,7 +70,7 @@ def nothing_spec(folder: Path) -> ModelSpec:
     return spec
 
 
-class NullEngine(FromHost):
+class NullEngine:
     """Answers any batch at once. See `app.engine.base` for the contract."""
 
     def __init__(
@@ -78,7 +78,8 @@ class NullEngine(FromHost):
     ) -> None:
         self._spec = spec
         self._batch_sizes = batch_sizes
-        self._bits: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._answers: dict[tuple[int, int, int, bool], Inference] = {}
+        self._staged: dict[tuple[int, ...], Pixels] = {}
 
     @property
     def spec(self) -> ModelSpec:
@@ -88,16 +89,30 @@ class NullEngine(FromHost):
     def batch_sizes(self) -> tuple[int, ...]:
         return self._batch_sizes
 
+    def stage(self, tiles: Sequence[Pixels]) -> Pixels:
+        """A batch of their shape, and nothing copied: bringing pixels to a device is its own work,
+        and nobody looks at these."""
+        shape = len(tiles), *tiles[0].shape
+        found = self._staged.get(shape)
+        if found is None:
+            found = self._staged[shape] = np.zeros(shape, np.uint8)
+        return found
+
     def infer(
         self, pixels: Pixels, thresholds: NDArray[np.float32], *, probability: bool = False
     ) -> Inference:
         check_batch(self._spec, pixels, thresholds)
         count, height, width, _ = pixels.shape
-        bits = self._bits.get((height, width))
-        if bits is None:
-            bits = self._bits[height, width] = blobs(height, width)
-            # One array for all answers: nobody may write to it.
-            bits.setflags(write=False)
+        key = count, height, width, probability
+        found = self._answers.get(key)
+        if found is None:
+            found = self._answers[key] = self._answer(*key)
+        return found
+
+    def _answer(self, count: int, height: int, width: int, probability: bool) -> Inference:
+        """Of any such batch. One array for all of them: nobody may write to it."""
+        bits = blobs(height, width)
+        bits.setflags(write=False)
         shown = None
         if probability:
             shown = np.broadcast_to(np.uint8(128), (count, 1, height, width))
@@ -115,7 +130,8 @@ class NullEngine(FromHost):
         return {"backend": "none", "device": "none", "precision": "exact"}
 
     def close(self) -> None:
-        self._bits.clear()
+        self._answers.clear()
+        self._staged.clear()
 
 
 class SimulatedDevice(NullEngine):

@@ -14,12 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from app.api.problems import problem
 from app.api.reception import PROBES
@@ -40,6 +46,13 @@ log = logging.getLogger("ternaus.access")
 _LINGER_S = 2.0
 # Refused connections are answered, which takes a place too; beyond this factor they are not.
 _HARD = 2
+# Bytes of a body that go out with the head; of a larger one the copy would cost more.
+_JOINED = 1 << 16
+# Headers that say how an answer ends.
+_ENDINGS = (b"connection", b"transfer-encoding")
+
+# Controls in a header, but for tabs and for the ends of lines, which are counted.
+_UNFIT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +83,58 @@ class _Refused(Exception):
     """Stops the parser."""
 
 
+class Cycle(RequestResponseCycle):
+    """One request and its answer, which goes out in one piece where it is there in one.
+
+    What ASGI sends as two messages uvicorn writes as two, and the kernel is called for each.
+    """
+
+    _start: Any = None
+
+    async def send(self, message: Any) -> None:
+        """See ASGI's HTTP specification: no header leaves before the first of the body is there."""
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._start = message
+            return
+        start, self._start = self._start, None
+        if start is not None:
+            if not message.get("more_body", False) and self._whole(start, message.get("body", b"")):
+                return
+            await super().send(start)
+        await super().send(message)
+
+    def _whole(self, start: Any, body: bytes) -> bool:
+        """Send a whole answer. False, and nothing is done, where there is more to it, or where
+        something is wrong with it, which uvicorn tells.
+        """
+        if self.flow.write_paused or self.disconnected or not self.keep_alive:
+            return False
+        if len(body) > _JOINED or self.scope["method"] == "HEAD":
+            return False
+        length = None
+        parts = [STATUS_LINE[start["status"]]]
+        for name, value in (*self.default_headers, *start.get("headers", ())):
+            name = name.lower()
+            if name == b"content-length":
+                length = int(value)
+            elif name in _ENDINGS:
+                return False
+            parts += (name, b": ", value, b"\r\n")
+        if length != len(body):
+            return False
+        parts.append(b"\r\n")
+        head = b"".join(parts)
+        lines = len(parts) // 4 + 2
+        if head.count(b"\n") != lines or head.count(b"\r") != lines or _UNFIT.search(head):
+            return False
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.message_event.set()
+        self.transport.write(head + body)
+        self.on_response()
+        return True
+
+
 class Connection(HttpToolsProtocol):
     """One connection."""
 
@@ -96,6 +161,11 @@ class Connection(HttpToolsProtocol):
     def when_gone(self, call: Callable[[], None] | None) -> None:
         """Who wants to know that nobody will read the answer."""
         self._when_gone = call
+
+    @property
+    def whole(self) -> bool:
+        """The request that is being answered is here to its last byte: none is waited for."""
+        return not self._in_body
 
     def _leave(self) -> None:
         self.gone = True
@@ -160,7 +230,12 @@ class Connection(HttpToolsProtocol):
             if self._head_received > self._line.max_header_bytes + self._line.max_url_bytes:
                 self._refuse(self._too_large())
                 return
-        elif self._in_body or not (self.cycle is None or self.cycle.response_complete):
+        elif self._in_body:
+            cycle = self.cycle
+            if not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            return
+        elif not (self.cycle is None or self.cycle.response_complete):
             return
         # Neither a whole head nor a part of a body: bytes that begin something, or nothing at all.
         self._await_head()
@@ -209,8 +284,21 @@ class Connection(HttpToolsProtocol):
                 )
             )
         super().on_headers_complete()
+        # Made by uvicorn just now, and not begun.
+        self.cycle.__class__ = Cycle
         if self._surplus:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn's, without its copies of a body that comes in one piece, and without telling
+        the kernel to stop sending what is here to its end already.
+        """
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        # Bytes, where uvicorn has a bytearray: a copy, which it takes of both, costs nothing then.
+        cycle.body = cycle.body + body if cycle.body else body  # type: ignore[assignment]
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._in_body = False

@@ -54,9 +54,10 @@ class SegmentEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         visit = visit_of(scope, headers, self._clock.now())
+        client: Client = scope.get("state", {}).get(CLIENT) or _Listener(receive)
         ended = self._tracing.begin(scope, visit) if self._tracing is not None else None
         try:
-            answer = await self._answer(scope, headers, receive, visit)
+            answer = await self._answer(scope, headers, receive, client, visit)
         except ClientGone as exc:
             status, visit.reason = exc.status, exc.code
             self._metrics.cancelled.labels("request").inc()
@@ -78,7 +79,12 @@ class SegmentEndpoint:
             ended(status)
 
     async def _answer(
-        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, visit: Visit
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        client: Client,
+        visit: Visit,
     ) -> Answer:
         arrived, timings = visit.arrived, visit.timings
         deadline = arrived + timeout_s(headers.get(b"x-request-timeout-ms"), self._request_timeout)
@@ -100,6 +106,7 @@ class SegmentEndpoint:
                 deadline=deadline,
                 silence_s=self._body_timeout,
                 clock=self._clock,
+                client=client,
             )
             visit.received = len(data)
             if form:
@@ -110,7 +117,7 @@ class SegmentEndpoint:
             elif not data:
                 raise EmptyBody("the body is empty; send the bytes of a picture")
             timings.receive = self._clock.now() - arrived
-            return await self._segment(data, ask, deadline, permit, timings, scope, receive)
+            return await self._segment(data, ask, deadline, permit, timings, client)
 
     async def _segment(
         self,
@@ -119,8 +126,7 @@ class SegmentEndpoint:
         deadline: float,
         permit: Permit,
         timings: Timings,
-        scope: Scope,
-        receive: Receive,
+        client: Client,
     ) -> Answer:
         """Segment, and stop when the client leaves: Starlette would not notice by itself.
 
@@ -136,7 +142,6 @@ class SegmentEndpoint:
             left = True
             task.cancel()
 
-        client: Client = scope.get("state", {}).get(CLIENT) or _Listener(receive)
         client.when_gone(leave)
         try:
             if client.gone:
@@ -201,6 +206,7 @@ class _Listener:
     """The client behind any server of ASGI: a task waits to be told that it left."""
 
     gone = False
+    whole = False
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

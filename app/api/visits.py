@@ -56,6 +56,11 @@ class Client(Protocol):
         """Nobody will read an answer."""
         ...
 
+    @property
+    def whole(self) -> bool:
+        """Every byte of the request's body is here: reading it waits for nothing."""
+        ...
+
     def when_gone(self, call: Callable[[], None] | None) -> None:
         """Have `call` called on the event loop as soon as the client leaves. One at a time; None:
         nobody wants to know any more.

@@ -208,6 +208,16 @@ def test_refused_body_that_ends_in_time_leaves_the_connection_usable(hasty: Runn
         assert raw.answer()[0] == 200
 
 
+def test_large_refused_body_that_ends_in_time_does_too(hasty: Running) -> None:
+    data = encoded(picture())
+    with connected(hasty) as raw:
+        # More than is read before anybody has asked for it.
+        raw.send(head(4_000_000, "Content-Encoding: gzip") + bytes(4_000_000))
+        assert raw.answer()[0] == 415
+        raw.send(head(len(data)) + data)
+        assert raw.answer()[0] == 200
+
+
 def not_taken(raw: Raw, side: int) -> None:
     """Ask for an answer of megabytes, and take none of it."""
     data = encoded(np.full((side, side, 3), 90, np.uint8))
