@@ -60,6 +60,9 @@ ANSWERS: dict[str, list[dict[str, Any]]] = {
     "/silent": [],
 }
 UNFIT = ("/split", "/newline", "/control", "/split-name")
+# After these the connection is closed. Nothing may lie unread in it then: the kernel would send a
+# reset, which takes what the client has not read yet.
+LAST_ONES = (*UNFIT, "/close", "/close-in-capitals", "/nothing", "/body-first", "/twice", "/silent")
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -122,7 +125,8 @@ def test_answers_are_those_of_uvicorn(
 ) -> None:
     for method, version in (("GET", "1.1"), ("HEAD", "1.1"), ("GET", "1.0")):
         asked = f"{method} {path} HTTP/{version}\r\nhost: x\r\n\r\n".encode()
-        ours, theirs = (said(place, asked, LAST) for place in both)
+        last = b"" if version == "1.0" or path in LAST_ONES else LAST
+        ours, theirs = (said(place, asked + last) for place in both)
         # A header that no client could take for what it is: the connection ends without a word.
         assert theirs.startswith(b"HTTP/1.1 ") or path in UNFIT
         if path == "/nothing" and ours != theirs:
