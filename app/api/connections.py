@@ -50,7 +50,6 @@ _HARD = 2
 _JOINED = 1 << 16
 # Headers that say how an answer ends.
 _ENDINGS = (b"connection", b"transfer-encoding")
-
 # Controls in a header, but for tabs and for the ends of lines, which are counted.
 _UNFIT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -98,12 +97,12 @@ class Cycle(RequestResponseCycle):
             return
         start, self._start = self._start, None
         if start is not None:
-            if not message.get("more_body", False) and self._whole(start, message.get("body", b"")):
+            if not message.get("more_body") and self._send_at_once(start, message.get("body", b"")):
                 return
             await super().send(start)
         await super().send(message)
 
-    def _whole(self, start: Any, body: bytes) -> bool:
+    def _send_at_once(self, start: Any, body: bytes) -> bool:
         """Send a whole answer. False, and nothing is done, where there is more to it, or where
         something is wrong with it, which uvicorn tells.
         """
@@ -112,8 +111,9 @@ class Cycle(RequestResponseCycle):
         if len(body) > _JOINED or self.scope["method"] == "HEAD":
             return False
         length = None
+        headers = (*self.default_headers, *start.get("headers", ()))
         parts = [STATUS_LINE[start["status"]]]
-        for name, value in (*self.default_headers, *start.get("headers", ())):
+        for name, value in headers:
             name = name.lower()
             if name == b"content-length":
                 length = int(value)
@@ -124,7 +124,7 @@ class Cycle(RequestResponseCycle):
             return False
         parts.append(b"\r\n")
         head = b"".join(parts)
-        lines = len(parts) // 4 + 2
+        lines = len(headers) + 2
         if head.count(b"\n") != lines or head.count(b"\r") != lines or _UNFIT.search(head):
             return False
         self.response_started = self.response_complete = True

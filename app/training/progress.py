@@ -25,35 +25,33 @@ _EVERY_S = 60.0
 @contextmanager
 def counted(words: str, console: Console, total: int | None = None) -> Iterator[Tick]:
     """Count pictures on a console that shows nothing else meanwhile."""
-
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
-
     if console.is_terminal and not console.quiet:
         with console.status(words) as status:
-            yield _count(words, total, each=status.update)
+            yield _count(words, total, status.update)
     else:
-        yield _count(words, total, now_and_then=line)
+        yield _lines(words, total, console)
+
+
+def _lines(words: str, total: int | None, console: Console) -> Tick:
+    def show(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    return _count(words, total, show, every_s=_EVERY_S)
 
 
 def _count(
-    words: str,
-    total: int | None,
-    *,
-    each: Callable[[str], None] = lambda text: None,
-    now_and_then: Callable[[str], None] = lambda text: None,
+    words: str, total: int | None, show: Callable[[str], None], *, every_s: float = 0.0
 ) -> Tick:
-    done, due = 0, time.monotonic() + _EVERY_S
+    """The last picture is not told: what comes after it says that it is done."""
+    done, due = 0, time.monotonic() + every_s
     of = f" of {total}" if total is not None else ""
 
     def tick() -> None:
         nonlocal done, due
         done += 1
-        text = f"{words}: {done}{of} pictures"
-        each(text)
         if time.monotonic() >= due and done != total:
-            due = time.monotonic() + _EVERY_S
-            now_and_then(text)
+            due = time.monotonic() + every_s
+            show(f"{words}: {done}{of} pictures")
 
     return tick
 
@@ -87,12 +85,9 @@ class Bar:
     def scoring(self, total: int) -> Tick:
         """So many pictures are about to be scored."""
 
-        def show(text: str) -> None:
-            self._progress.update(self._task, words=text)
-
-        if self.console.is_terminal:
-            return _count("scoring", total, each=show)
-        return _count("scoring", total, now_and_then=lambda text: self.console.print(text))
+        if not self.console.is_terminal:
+            return _lines("scoring", total, self.console)
+        return _count("scoring", total, lambda text: self._progress.update(self._task, words=text))
 
     def close(self) -> None:
         self._progress.stop()
